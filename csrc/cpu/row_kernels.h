@@ -1,0 +1,257 @@
+// One row of a problem: from logits to loss, statistics and gradient.
+#pragma once
+
+#include "top_k.h"
+
+namespace fastdistill {
+namespace {
+
+/// The working memory of a thread, laid out.
+template <class S>
+struct Workspace {
+  Tile<S>& tile;
+  Listed<S> listed;
+
+  Workspace(const RowProblem& problem, void* scratch) : tile(*static_cast<Tile<S>*>(scratch)) {
+    const int64_t entries = problem.top_k.k + 1;
+    char* next = static_cast<char*>(scratch) + sizeof(Tile<S>);
+    listed.tile_begin = reinterpret_cast<int64_t*>(next);
+    listed.ids = listed.tile_begin + tiles_of(problem.vocab) + 2;
+    listed.log_p = reinterpret_cast<S*>(listed.ids + entries);
+    listed.x = listed.log_p + entries;
+    listed.gradient = listed.x + entries;
+  }
+};
+
+int64_t scratch_bytes(const RowProblem& problem) {
+  const int64_t words = tiles_of(problem.vocab) + 2 + 4 * (problem.top_k.k + 1);
+  return static_cast<int64_t>(sizeof(Tile<double>)) + words * 8;
+}
+
+/// Everything that is known of the row in hand.
+template <class S>
+struct Row {
+  const RowProblem& problem;
+  int64_t index;
+  Workspace<S> work;
+  RowStats stats{};
+
+  bool has_label() const { return problem.labels != nullptr; }
+  bool wants_values() const { return problem.mode != Mode::kBackward; }
+  bool wants_gradient() const { return problem.mode != Mode::kForward; }
+};
+
+template <class S>
+void write_values(const Row<S>& row, double soft) {
+  const RowProblem& problem = row.problem;
+  problem.soft[row.index] = soft;
+  if (row.has_label()) {
+    const int64_t label = problem.labels[row.index];
+    const double logit = load_one<S>(problem.student, 1.0, row.index, label);
+    problem.hard[row.index] = row.stats.hard_lse - logit;
+  }
+  if (problem.stats != nullptr) problem.stats[row.index] = row.stats;
+}
+
+/// Completes tile.gradient with the hard-label part and stores it.
+template <class S>
+void finish_tile(const Row<S>& row, int64_t start, int64_t n, Tile<S>& tile) {
+  const RowProblem& problem = row.problem;
+  if (row.has_label()) {
+    add_hard_gradient(tile, n, problem.temperature, row.stats.hard_lse,
+                      problem.grad_hard[row.index], problem.labels[row.index] - start);
+  }
+  store_gradient(problem, row.index, start, n, tile);
+}
+
+// ---- rows whose teacher is known at every token -----------------------------------------------
+
+template <class S>
+TileMax load_dense(const void* source, int64_t start, int64_t n, Tile<S>& tile) {
+  const auto& row = *static_cast<const Row<S>*>(source);
+  const double t = row.problem.temperature;
+  const double teacher = load_tile(row.problem.teacher, t, row.index, start, n, tile.teacher);
+  return {load_tile(row.problem.student, t, row.index, start, n, tile.student), teacher};
+}
+
+template <class S>
+TileMax load_with_made_teacher(const void* source, int64_t start, int64_t n, Tile<S>& tile) {
+  const auto& row = *static_cast<const Row<S>*>(source);
+  make_teacher_tile(row.work.listed, start, n, tile);
+  return {load_tile(row.problem.student, row.problem.temperature, row.index, start, n, tile.student),
+          0.0};
+}
+
+template <class D, class S>
+void store_full_gradient(const D& divergence, const Row<S>& row, const RowReader<S>& reader,
+                         Tile<S>& tile) {
+  const double weight = row.problem.grad_soft[row.index];
+  reader.for_each_tile(tile, [&](int64_t start, int64_t n, TileMax) {
+    divergence_gradient(divergence, row.stats, weight, n, tile);
+    finish_tile(row, start, n, tile);
+  });
+}
+
+template <class D, class S>
+void dense_row(const D& divergence, Row<S>& row) {
+  Tile<S>& tile = row.work.tile;
+  const RowReader<S> reader{row.problem.vocab, &row, load_dense<S>};
+  if (row.wants_values()) {
+    write_values(row, measure(divergence, reader, row.problem.temperature, row.has_label(), tile,
+                              row.stats));
+  }
+  if (row.wants_gradient()) store_full_gradient(divergence, row, reader, tile);
+}
+
+// ---- rows of a top-k teacher ------------------------------------------------------------------
+
+/// The student's own sweep at T, with the hard softmax beside it where it is not the same. Where
+/// `take` is set the listed tokens are moved to listed.x and left out of the soft one.
+template <class S>
+double sweep_student(Row<S>& row, bool with_hard, bool take) {
+  const RowProblem& problem = row.problem;
+  Tile<S>& tile = row.work.tile;
+  OnlineSoftmax soft, hard;
+  for (int64_t start = 0; start < problem.vocab; start += kTile) {
+    const int64_t n = problem.vocab - start < kTile ? problem.vocab - start : kTile;
+    double tile_max =
+        load_tile(problem.student, problem.temperature, row.index, start, n, tile.student);
+    if (with_hard) push_hard(hard, tile, n, tile_max, problem.temperature);
+    if (take) tile_max = take_listed(row.work.listed, start, n, tile_max, tile);
+    push_tile(soft, tile.student, n, tile_max);
+  }
+  if (with_hard) row.stats.hard_lse = hard.lse();
+  return soft.lse();
+}
+
+/// kZero and kUniform: the teacher's tiles are made from the list.
+template <class D, class S>
+void made_row(const D& divergence, Row<S>& row) {
+  const RowProblem& problem = row.problem;
+  Listed<S>& listed = row.work.listed;
+  listed.log_p_unlisted = unlisted_log_prob(problem, row.index, listed.count);
+  const RowReader<S> reader{problem.vocab, &row, load_with_made_teacher<S>};
+  if (row.wants_values()) {
+    const bool own_hard = row.has_label() && problem.temperature != 1.0;
+    row.stats.student_lse = sweep_student(row, own_hard, false);
+    if (!own_hard) row.stats.hard_lse = row.stats.student_lse;
+    const Sums<double> sums = sweep_sums(divergence, reader, row.work.tile, row.stats);
+    row.stats.slope = sums.slope;
+    // The normalised form adds balance * sum(q - p), which is not zero where p is cut off.
+    double missing = problem.top_k.tail == Tail::kZero ? 1.0 : 0.0;
+    for (int64_t e = 0; missing != 0.0 && e < listed.count; ++e) {
+      missing -= exp(static_cast<double>(listed.log_p[e]));
+    }
+    write_values(row, sums.value - divergence.balance() * missing);
+  }
+  if (row.wants_gradient()) store_full_gradient(divergence, row, reader, row.work.tile);
+}
+
+/// Fills listed.x, and the tail as one more entry for kBucket; returns the size of the short row.
+template <class S>
+int64_t fill_short_row(Row<S>& row) {
+  const RowProblem& problem = row.problem;
+  Listed<S>& listed = row.work.listed;
+  const bool bucket = problem.top_k.tail == Tail::kBucket;
+  // The hard softmax is the soft one at T = 1 unless the short row leaves tokens out.
+  const bool own_hard = row.has_label() && (problem.temperature != 1.0 || !bucket);
+  if (row.wants_values() && (bucket || own_hard)) {
+    row.stats.tail_lse = sweep_student(row, own_hard, true);
+  } else {
+    gather_listed(problem, row.index, listed);
+  }
+  if (!bucket || listed.count == problem.vocab) return listed.count;
+  listed.x[listed.count] = static_cast<S>(row.stats.tail_lse);
+  listed.log_p[listed.count] = static_cast<S>(problem.top_k.tail_log_prob[row.index]);
+  return listed.count + 1;
+}
+
+/// The value over the short row; fills the statistics.
+template <class D, class S>
+double measure_short_row(const D& divergence, Row<S>& row, const RowReader<S>& reader) {
+  Tile<S>& tile = row.work.tile;
+  const Listed<S>& listed = row.work.listed;
+  const bool bucket = row.problem.top_k.tail == Tail::kBucket;
+  row.stats.student_lse = lse_of(listed.x, reader.size, tile.student);
+  row.stats.teacher_lse = bucket ? 0.0 : lse_of(listed.log_p, reader.size, tile.teacher);
+  if (bucket && row.problem.temperature == 1.0) row.stats.hard_lse = row.stats.student_lse;
+  if (reader.size == 0) return 0.0;
+  const Sums<double> sums = sweep_sums(divergence, reader, tile, row.stats);
+  row.stats.slope = sums.slope;
+  return max(sums.value, 0.0);
+}
+
+/// The gradient over the vocabulary from that over the short row: an unlisted token gets its share
+/// exp(x - tail_lse) of the tail's, a listed one its own.
+template <class S>
+void spread_gradient(const Row<S>& row, double tail_gradient, Tile<S>& tile) {
+  using A = Arithmetic<S>;
+  using V = typename A::Value;
+  const RowProblem& problem = row.problem;
+  const Listed<S>& listed = row.work.listed;
+  const Normalizer<V> share(finite_max(row.stats.tail_lse));
+  const V tail(tail_gradient);
+  for (int64_t start = 0, j = 0; start < problem.vocab; start += kTile, ++j) {
+    const int64_t n = problem.vocab - start < kTile ? problem.vocab - start : kTile;
+    load_tile(problem.student, problem.temperature, row.index, start, n, tile.student);
+    for_each_vector<S>(n, [&](int64_t i) {
+      store(tile.gradient + i, weighted(tail, exp(share(A::load_from(tile.student + i)))));
+    });
+    for (int64_t e = listed.tile_begin[j]; e < listed.tile_begin[j + 1]; ++e) {
+      tile.gradient[listed.ids[e] - start] = listed.gradient[e];
+    }
+    finish_tile(row, start, n, tile);
+  }
+}
+
+/// kBucket and kRenormalize: the divergence over the short row.
+template <class D, class S>
+void short_row(const D& divergence, Row<S>& row) {
+  Tile<S>& tile = row.work.tile;
+  const Listed<S>& listed = row.work.listed;
+  const RowReader<S> reader{fill_short_row(row), &listed, load_listed<S>};
+  if (row.wants_values()) write_values(row, measure_short_row(divergence, row, reader));
+  if (!row.wants_gradient()) return;
+  reader.for_each_tile(tile, [&](int64_t start, int64_t n, TileMax) {
+    divergence_gradient(divergence, row.stats, row.problem.grad_soft[row.index], n, tile);
+    memcpy(listed.gradient + start, tile.gradient, n * sizeof(S));
+  });
+  const bool has_tail = reader.size > listed.count;
+  spread_gradient(row, has_tail ? static_cast<double>(listed.gradient[listed.count]) : 0.0, tile);
+}
+
+// ---- the entry --------------------------------------------------------------------------------
+
+template <class S>
+void skip_row(const Row<S>& row) {
+  const RowProblem& problem = row.problem;
+  if (row.wants_values()) {
+    problem.soft[row.index] = 0.0;
+    if (row.has_label()) problem.hard[row.index] = 0.0;
+    if (problem.stats != nullptr) problem.stats[row.index] = RowStats{};
+  }
+  if (row.wants_gradient()) zero_gradient(problem, row.index, 0);
+}
+
+template <class D, class S>
+void row_kernel(const RowProblem& problem, int64_t index, void* scratch) {
+  Row<S> row{problem, index, Workspace<S>(problem, scratch)};
+  if (problem.counted != nullptr && !problem.counted[index]) return skip_row(row);
+  const D divergence(problem.parameters);
+  if (!row.wants_values()) row.stats = problem.stats[index];
+  if (problem.top_k.k == 0) {
+    dense_row(divergence, row);
+  } else {
+    collect_listed(problem, index, row.work.listed);
+    const Tail tail = problem.top_k.tail;
+    if (tail == Tail::kBucket || tail == Tail::kRenormalize) {
+      short_row(divergence, row);
+    } else {
+      made_row(divergence, row);
+    }
+  }
+  if (row.wants_gradient()) zero_gradient(problem, index, problem.vocab);
+}
+
+}  // namespace
+}  // namespace fastdistill

@@ -1,0 +1,144 @@
+// Tiles: a few cache lines of a row in arithmetic precision. Storage types, scale, softcap and
+// temperature exist only here; everything above sees x = softcap(scale z) / T.
+#pragma once
+
+#include "../row_problem.h"
+#include "vec.h"
+
+namespace fastdistill {
+namespace {
+
+constexpr int64_t kTile = 1024;  // elements; three tiles of float lie in 12 KiB of L1
+
+/// Student, teacher and gradient of the same stretch of a row. Elements from the end of the row up to
+/// a full vector are -inf: probability zero, which adds nothing to any sum.
+template <class S>
+struct alignas(64) Tile {
+  S student[kTile];
+  S teacher[kTile];
+  S gradient[kTile];
+};
+
+template <class S>
+FD_INLINE int64_t round_up_to_vector(int64_t n) {
+  constexpr int64_t width = Arithmetic<S>::kWidth;
+  return (n + width - 1) / width * width;
+}
+
+/// Calls f with a typed pointer to element `offset` of `data`.
+template <class Pointer, class F>
+FD_INLINE void visit(DType dtype, Pointer* data, int64_t offset, F f) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return f(static_cast<float*>(data) + offset);
+    case DType::kBFloat16:
+      return f(static_cast<BFloat16*>(data) + offset);
+    case DType::kFloat16:
+      return f(static_cast<Float16*>(data) + offset);
+    case DType::kFloat64:
+      return f(static_cast<double*>(data) + offset);
+  }
+}
+
+/// out[i] = map(from[i]) for i < n, -inf up to a full vector; returns the maximum.
+template <class S, class T, class Map>
+FD_INLINE double map_elements(const T* from, int64_t n, S* out, Map map) {
+  using A = Arithmetic<S>;
+  using V = typename A::Value;
+  V largest(-__builtin_inf());
+  int64_t i = 0;
+  for (; i + A::kWidth <= n; i += A::kWidth) {
+    const V x = map(A::load_from(from + i));
+    memcpy(out + i, &x, sizeof x);
+    largest = max(largest, x);
+  }
+  if (i < n) {
+    T rest[A::kWidth] = {};
+    memcpy(rest, from + i, (n - i) * sizeof(T));
+    const V x = map(A::load_from(rest));
+    memcpy(out + i, &x, sizeof x);
+    for (int64_t j = n; j < i + A::kWidth; ++j) out[j] = static_cast<S>(-__builtin_inf());
+    V last;
+    memcpy(&last, out + i, sizeof last);
+    largest = max(largest, last);
+  }
+  return max_lanes(largest);
+}
+
+/// Loads elements [start, start + n) of a row as x; returns their maximum, NaN left aside.
+template <class S>
+double load_tile(const Logits& logits, double temperature, int64_t row, int64_t start, int64_t n,
+                 S* out) {
+  using V = typename Arithmetic<S>::Value;
+  double largest = 0.0;
+  visit(logits.dtype, logits.data, row * logits.row_stride + start, [&](auto* from) {
+    if (logits.softcap == 0.0) {
+      const V factor(logits.scale / temperature);
+      largest = map_elements(from, n, out, [&](V z) { return z * factor; });
+    } else {
+      const V into(logits.scale / logits.softcap), outof(logits.softcap / temperature);
+      largest = map_elements(from, n, out, [&](V z) { return outof * tanh(z * into); });
+    }
+  });
+  return largest;
+}
+
+/// One logit as x.
+template <class S>
+S load_one(const Logits& logits, double temperature, int64_t row, int64_t column) {
+  S out[Arithmetic<S>::kWidth];
+  load_tile(logits, temperature, row, column, 1, out);
+  return out[0];
+}
+
+/// to[i] = value(i) for i < n, rounded to the storage type.
+template <class S, class T, class Value>
+FD_INLINE void store_elements(T* to, int64_t n, Value value) {
+  constexpr int64_t width = Arithmetic<S>::kWidth;
+  int64_t i = 0;
+  for (; i + width <= n; i += width) store(to + i, value(i));
+  if (i < n) {
+    T rest[width];
+    store(rest, value(i));
+    memcpy(to + i, rest, (n - i) * sizeof(T));
+  }
+}
+
+/// Stores n gradients by x as gradients by the stored logits: dx/dz = scale/T (1 - tanh^2), where
+/// tanh = x T / softcap.
+template <class S>
+void store_gradient(const RowProblem& problem, int64_t row, int64_t start, int64_t n,
+                    const Tile<S>& tile) {
+  using A = Arithmetic<S>;
+  using V = typename A::Value;
+  const double softcap = problem.student.softcap;
+  const V factor(problem.student.scale / problem.temperature);
+  const V into_tanh(softcap == 0.0 ? 0.0 : problem.temperature / softcap);
+  const auto by_x = [&](int64_t i) { return A::load_from(tile.gradient + i) * factor; };
+  const auto by_logit = [&](int64_t i) {
+    const V tanh_x = A::load_from(tile.student + i) * into_tanh;
+    return by_x(i) * (V(1.0) - tanh_x * tanh_x);
+  };
+  const Logits& to = problem.gradient;
+  visit(to.dtype, to.data, row * to.row_stride + start, [&](auto* elements) {
+    // The gradient has the student's dtype, which is float64 exactly where S is double.
+    if constexpr ((sizeof(*elements) == sizeof(double)) == (sizeof(S) == sizeof(double))) {
+      if (softcap == 0.0) {
+        store_elements<S>(elements, n, by_x);
+      } else {
+        store_elements<S>(elements, n, by_logit);
+      }
+    }
+  });
+}
+
+/// Zeroes gradient columns [start, gradient_width) of a row.
+FD_INLINE void zero_gradient(const RowProblem& problem, int64_t row, int64_t start) {
+  const Logits& to = problem.gradient;
+  visit(to.dtype, to.data, row * to.row_stride + start, [&](auto* elements) {
+    memset(elements, 0, (problem.gradient_width - start) * sizeof(*elements));
+  });
+}
+
+}  // namespace
+}  // namespace fastdistill

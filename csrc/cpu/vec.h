@@ -1,0 +1,183 @@
+// Vec: kLanes floats in one register, on the compiler's vector extensions.
+//
+// Included only by the files of one instruction set, so everything is in an unnamed namespace: two
+// instruction sets never share a symbol. Offers what float offers in scalar_math.h, and loads and
+// stores of the storage types.
+#pragma once
+
+#include "../scalar_math.h"
+
+namespace fastdistill {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float FloatLanes __attribute__((vector_size(4 * kLanes)));
+typedef int32_t IntLanes __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t WordLanes __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t HalfLanes __attribute__((vector_size(2 * kLanes)));
+typedef double DoubleLanes __attribute__((vector_size(8 * kLanes)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+struct Mask {
+  IntLanes lanes;
+};
+
+struct Vec {
+  FloatLanes lanes;
+  Vec() = default;
+  FD_INLINE Vec(FloatLanes x) : lanes(x) {}
+  FD_INLINE explicit Vec(double x) : lanes(static_cast<float>(x) - FloatLanes{}) {}
+};
+
+FD_INLINE Vec operator+(Vec a, Vec b) { return a.lanes + b.lanes; }
+FD_INLINE Vec operator-(Vec a, Vec b) { return a.lanes - b.lanes; }
+FD_INLINE Vec operator*(Vec a, Vec b) { return a.lanes * b.lanes; }
+FD_INLINE Vec operator/(Vec a, Vec b) { return a.lanes / b.lanes; }
+FD_INLINE Vec operator-(Vec a) { return -a.lanes; }
+FD_INLINE Mask operator<(Vec a, Vec b) { return {a.lanes < b.lanes}; }
+FD_INLINE Mask operator>(Vec a, Vec b) { return {a.lanes > b.lanes}; }
+FD_INLINE Mask operator==(Vec a, Vec b) { return {a.lanes == b.lanes}; }
+FD_INLINE Vec select(Mask m, Vec a, Vec b) { return m.lanes ? a.lanes : b.lanes; }
+
+// The overloads for float and double stay visible beside those for Vec.
+using ::fastdistill::exp;
+using ::fastdistill::log;
+using ::fastdistill::select;
+using ::fastdistill::tanh;
+
+// ---- the primitives of scalar_math.h ----------------------------------------------------------
+
+FD_INLINE Vec round_to_int(Vec x) { return (x + Vec(12582912.0)) - Vec(12582912.0); }
+FD_INLINE Vec scale_by_pow2(Vec x, Vec n) {
+  return x * Vec((FloatLanes)((__builtin_convertvector(n.lanes, IntLanes) + 127) << 23));
+}
+FD_INLINE void split_pow2(Vec x, Vec& mantissa, Vec& exponent) {
+  const IntLanes shifted = (IntLanes)x.lanes - 0x3f3504f3;
+  exponent = __builtin_convertvector(shifted >> 23, FloatLanes);
+  mantissa = (FloatLanes)((shifted & 0x7fffff) + 0x3f3504f3);
+}
+FD_INLINE Vec exp(Vec x) { return detail::exp(x); }
+FD_INLINE Vec log(Vec x) { return detail::log(x); }
+FD_INLINE Vec tanh(Vec x) { return detail::tanh(x); }
+
+// ---- memory -----------------------------------------------------------------------------------
+
+template <class To, class From>
+FD_INLINE To load_bits(const From* from) {
+  To to;
+  memcpy(&to, from, sizeof to);
+  return to;
+}
+
+/// IEEE half to float by moving the bits up and multiplying by 2^112, which also normalises
+/// subnormals; inf and NaN keep their exponent.
+FD_INLINE Vec widen_half(HalfLanes half) {
+  const WordLanes bits = __builtin_convertvector(half, WordLanes);
+  const Vec scaled = Vec((FloatLanes)((bits & 0x7fffu) << 13)) * Vec(5.192296858534828e33);
+  const WordLanes special = (WordLanes)((bits & 0x7c00u) == 0x7c00u) & 0x7f800000u;
+  return (FloatLanes)((WordLanes)scaled.lanes | special | ((bits & 0x8000u) << 16));
+}
+/// Float to IEEE half, to nearest even. Adding a power of two that puts the last kept bit at the
+/// last place lets the addition do the rounding, for normal and subnormal results alike.
+FD_INLINE HalfLanes narrow_half(Vec x) {
+  const WordLanes bits = (WordLanes)x.lanes, sign = (bits >> 16) & 0x8000u;
+  const WordLanes size = bits & 0x7fffffffu;
+  const WordLanes exponent = size & 0x7f800000u;
+  const WordLanes least = WordLanes{} + 0x38800000u;  // 2^-14, the smallest normal half
+  const WordLanes unit = (exponent > least ? exponent : least) + (13u << 23);
+  const WordLanes rounded = (WordLanes)(((FloatLanes)size + (FloatLanes)unit)) - unit;
+  const WordLanes step = ((unit >> 23) - (112u + 13u + 1u)) << 10;
+  const WordLanes finite = step + rounded;
+  const WordLanes infinity = WordLanes{} + 0x7c00u, nan = WordLanes{} + 0x7e00u;
+  const WordLanes limited = size >= 0x477ff000u ? infinity : finite;  // 65520 and above
+  const WordLanes half = size > 0x7f800000u ? nan : limited;
+  return __builtin_convertvector(half | sign, HalfLanes);
+}
+
+FD_INLINE Vec load(const float* from) { return load_bits<FloatLanes>(from); }
+FD_INLINE Vec load(const double* from) {
+  return __builtin_convertvector(load_bits<DoubleLanes>(from), FloatLanes);
+}
+FD_INLINE Vec load(const BFloat16* from) {
+  return (FloatLanes)(__builtin_convertvector(load_bits<HalfLanes>(from), WordLanes) << 16);
+}
+FD_INLINE Vec load(const Float16* from) { return widen_half(load_bits<HalfLanes>(from)); }
+
+FD_INLINE void store(float* to, Vec x) { memcpy(to, &x.lanes, sizeof x.lanes); }
+FD_INLINE void store(BFloat16* to, Vec x) {
+  const WordLanes bits = (WordLanes)x.lanes;
+  const WordLanes even = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const WordLanes quiet = bits | 0x400000u;
+  const WordLanes kept = (bits & 0x7fffffffu) > 0x7f800000u ? quiet : even;
+  const HalfLanes half = __builtin_convertvector(kept >> 16, HalfLanes);
+  memcpy(to, &half, sizeof half);
+}
+FD_INLINE void store(Float16* to, Vec x) {
+  const HalfLanes half = narrow_half(x);
+  memcpy(to, &half, sizeof half);
+}
+
+// ---- reductions -------------------------------------------------------------------------------
+
+FD_INLINE double sum_lanes(Vec x) {
+  double sum = 0.0;
+  for (int i = 0; i < kLanes; ++i) sum += static_cast<double>(x.lanes[i]);
+  return sum;
+}
+FD_INLINE double max_lanes(Vec x) {
+  float result = x.lanes[0];
+  for (int i = 1; i < kLanes; ++i) result = max(result, x.lanes[i]);
+  return static_cast<double>(result);
+}
+
+// ---- float64: the same with one lane ----------------------------------------------------------
+
+FD_INLINE double widen(float x) { return static_cast<double>(x); }
+FD_INLINE double widen(double x) { return x; }
+FD_INLINE double widen(BFloat16 x) { return widen(bits_to_float(int32_t{x.bits} << 16)); }
+FD_INLINE double widen(Float16 x) {
+  HalfLanes half{};
+  half[0] = x.bits;
+  return widen(widen_half(half).lanes[0]);
+}
+FD_INLINE void store(double* to, double x) { *to = x; }
+FD_INLINE double sum_lanes(double x) { return x; }
+FD_INLINE double max_lanes(double x) { return x; }
+
+/// The value type that does arithmetic in S, and its lanes.
+template <class S>
+struct Arithmetic;
+template <>
+struct Arithmetic<float> {
+  using Value = Vec;
+  static constexpr int kWidth = kLanes;
+  template <class T>
+  static FD_INLINE Vec load_from(const T* from) {
+    return load(from);
+  }
+};
+template <>
+struct Arithmetic<double> {
+  using Value = double;
+  static constexpr int kWidth = 1;
+  template <class T>
+  static FD_INLINE double load_from(const T* from) {
+    return widen(*from);
+  }
+};
+
+}  // namespace
+}  // namespace fastdistill

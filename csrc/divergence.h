@@ -1,0 +1,336 @@
+// Every divergence of the library, each as one struct: the only place with a formula.
+//
+// p is the teacher, q the student, both normalised over the vocabulary. A struct maps (log p, log q)
+// of one token to the token's contribution l and its derivative r = dl / d log q. With z the student
+// logits at temperature T, the chain rule through the softmax gives for every such sum
+//
+//     D = sum_v l_v,        dD/dz_v = (r_v - q_v R) / T,        R = sum_u r_u,
+//
+// so the kernels hold that line and nothing about a divergence.
+//
+// Three conventions make the float results exact where they matter:
+//  * Normalised form. A multiple c of (q - p), which sums to zero, is added to l so that l >= 0 and
+//    l vanishes to second order at p = q. The sum cannot be negative, and an error of the
+//    log-sum-exp enters it only to second order (`excess`). `balance` is c.
+//  * l = r = 0 wherever p = q = 0, so -inf padding changes nothing, and l = +inf where it truly is.
+//  * A divergence that is the logarithm of a sum (`kLogSum`) gives the exponent e of its summand:
+//    D = factor * log sum_v exp(e_v); the kernels form that sum as a log-sum-exp.
+//
+// A divergence whose value and R follow from exponentially weighted moments of the logits (`kMoments`)
+// or from further log-sum-exps (`kPowers`) needs no second look at the row: `one_sweep`.
+#pragma once
+
+#include "scalar_math.h"
+
+namespace fastdistill {
+
+/// The contribution of one token and its derivative by log q. For kLogSum: the exponent and its.
+template <class V>
+struct Term {
+  V value, dlogq;
+};
+
+/// Sums over a row: the value D and the slope R = sum of r.
+template <class S>
+struct Sums {
+  S value, slope;
+};
+
+/// What one sweep over the logits x_t (teacher) and x_s (student) can know.
+template <class S>
+struct Moments {
+  S teacher_mean;  // E_p[x_t - x_s]
+  S student_mean;  // E_q[x_s - x_t]
+  S lse_gap;       // lse(x_t) - lse(x_s)
+  S log_power[3];  // log sum p^a q^b, one for each `power`
+
+  FD_INLINE S forward_kl() const { return teacher_mean - lse_gap; }
+  FD_INLINE S reverse_kl() const { return student_mean + lse_gap; }
+};
+
+/// The exponents of p^teacher q^student.
+struct Power {
+  double teacher, student;
+};
+
+enum Moment : unsigned { kTeacherMean = 1u, kStudentMean = 2u };
+
+// ---- building blocks --------------------------------------------------------------------------
+
+/// exp(-r) - 1 + r over r^2, for |r| <= 1/2.
+FD_INLINE double excess_ratio(double r) {
+  double sum = 1.0;
+  for (int k = 17; k > 2; --k) sum = 1.0 - r / k * sum;
+  return 0.5 * sum;
+}
+template <class V>
+FD_INLINE V excess_ratio(V r) {
+  V sum(-1.9944874e-4f);
+  sum = sum * r + V(1.3982186e-3f);
+  sum = sum * r + V(-8.3332360e-3f);
+  sum = sum * r + V(4.1665792e-2f);
+  sum = sum * r + V(-1.6666667e-1f);
+  return sum * r + V(0.5f);
+}
+
+/// a log(a/b) + b - a >= 0, given r = log a - log b; exact to second order at a = b.
+template <class V>
+FD_INLINE V excess(V a, V b, V r) {
+  const V size = select(r < V(0), -r, r);
+  return select(size < V(0.5), a * r * r * excess_ratio(r), weighted(a, r) + (b - a));
+}
+
+/// A mixture of probabilities, kept >= 2^-100 so that its logarithm is finite: what smaller ones
+/// contribute to a sum over the vocabulary is below its last bit.
+template <class V>
+FD_INLINE V above_zero(V mixture) {
+  return max(mixture, V(7.8886091e-31f));
+}
+
+/// a log p + b log q, the exponent of p^a q^b; -inf where p = 0 < a, whatever q is.
+template <class V>
+FD_INLINE V log_power(Power power, V log_p, V log_q) {
+  V result = power.student == 0.0 ? V(0) : V(power.student) * log_q;
+  if (power.teacher == 0.0) return result;
+  result = result + V(power.teacher) * log_p;
+  return select(log_p == V(-__builtin_inf()), log_p, result);
+}
+
+/// What a divergence is unless it says otherwise. A kLogSum with one_sweep also has near_one(): its
+/// sum minus one, as a divergence in normalised form.
+struct Separable {
+  static constexpr bool kLogSum = false;
+  static constexpr unsigned kMoments = 0;
+  static constexpr int kPowers = 0;
+  static constexpr int kParameters = 0;
+  FD_INLINE double balance() const { return 0.0; }
+};
+
+struct LogSum : Separable {
+  static constexpr bool kLogSum = true;
+};
+
+// ---- the divergences --------------------------------------------------------------------------
+
+/// KL(p || q) = sum p (log p - log q).
+struct ForwardKL : Separable {
+  static constexpr unsigned kMoments = kTeacherMean;
+  FD_INLINE explicit ForwardKL(const double*) {}
+  FD_INLINE double balance() const { return 1.0; }
+
+  template <class V>
+  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+    const V p = exp(log_p), q = exp(log_q);
+    return {excess(p, q, log_p - log_q), q - p};
+  }
+  template <class S>
+  FD_INLINE Sums<S> one_sweep(const Moments<S>& m) const {
+    return {m.forward_kl(), S(0)};
+  }
+};
+
+/// KL(q || p) = sum q (log q - log p).
+struct ReverseKL : Separable {
+  static constexpr unsigned kMoments = kStudentMean;
+  FD_INLINE explicit ReverseKL(const double*) {}
+  FD_INLINE double balance() const { return -1.0; }
+
+  template <class V>
+  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+    const V p = exp(log_p), q = exp(log_q), r = log_q - log_p;
+    return {excess(q, p, r), weighted(q, r)};
+  }
+  template <class S>
+  FD_INLINE Sums<S> one_sweep(const Moments<S>& m) const {
+    return {m.reverse_kl(), m.reverse_kl()};
+  }
+};
+
+/// w KL(p || q) + (1 - w) KL(q || p).
+struct SymmetricKL : Separable {
+  static constexpr unsigned kMoments = kTeacherMean | kStudentMean;
+  static constexpr int kParameters = 1;
+  double weight;
+  FD_INLINE explicit SymmetricKL(const double* parameters) : weight(parameters[0]) {}
+  FD_INLINE double balance() const { return 2.0 * weight - 1.0; }
+
+  template <class V>
+  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+    const V w(weight), v(1.0 - weight);
+    const V p = exp(log_p), q = exp(log_q), r = log_q - log_p;
+    return {weighted(w, excess(p, q, -r)) + weighted(v, excess(q, p, r)),
+            w * (q - p) + weighted(v, weighted(q, r))};
+  }
+  template <class S>
+  FD_INLINE Sums<S> one_sweep(const Moments<S>& m) const {
+    const S reverse = weighted(S(1.0 - weight), m.reverse_kl());
+    return {weighted(S(weight), m.forward_kl()) + reverse, reverse};
+  }
+};
+
+/// b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q.
+struct JensenShannon : Separable {
+  static constexpr int kParameters = 1;
+  double beta;
+  FD_INLINE explicit JensenShannon(const double* parameters) : beta(parameters[0]) {}
+
+  template <class V>
+  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+    const V b(beta), c(1.0 - beta);
+    const V p = exp(log_p), q = exp(log_q), m = above_zero(b * p + c * q), log_m = log(m);
+    const V r = log_q - log_m;
+    return {b * excess(p, m, log_p - log_m) + c * excess(q, m, r), c * weighted(q, r)};
+  }
+};
+
+/// KL(p || m), m = a p + (1 - a) q.
+struct SkewForwardKL : Separable {
+  static constexpr int kParameters = 1;
+  double alpha;
+  FD_INLINE explicit SkewForwardKL(const double* parameters) : alpha(parameters[0]) {}
+  FD_INLINE double balance() const { return 1.0 - alpha; }
+
+  template <class V>
+  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+    const V a(alpha), c(1.0 - alpha);
+    const V p = exp(log_p), q = exp(log_q), m = above_zero(a * p + c * q), log_m = log(m);
+    return {excess(p, m, log_p - log_m), c * q * (m - p) / m};
+  }
+};
+
+/// KL(q || m), m = a q + (1 - a) p.
+struct SkewReverseKL : Separable {
+  static constexpr int kParameters = 1;
+  double alpha;
+  FD_INLINE explicit SkewReverseKL(const double* parameters) : alpha(parameters[0]) {}
+  FD_INLINE double balance() const { return alpha - 1.0; }
+
+  template <class V>
+  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+    const V a(alpha), c(1.0 - alpha);
+    const V p = exp(log_p), q = exp(log_q), m = above_zero(a * q + c * p), log_m = log(m);
+    const V r = log_q - log_m;
+    return {excess(q, m, r), weighted(q, r) + a * q * (m - q) / m};
+  }
+};
+
+/// 1/2 sum |p - q|, with the subgradient 0 where p = q.
+struct TotalVariation : Separable {
+  FD_INLINE explicit TotalVariation(const double*) {}
+
+  template <class V>
+  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+    const V q = exp(log_q), gap = q - exp(log_p), half_q = V(0.5) * q;
+    const V slope = select(gap < V(0), -half_q, select(V(0) < gap, half_q, V(0) * half_q));
+    return {V(0.5) * select(gap < V(0), -gap, gap), slope};
+  }
+};
+
+/// -log sum min(p, q).
+struct NegativeLogAcceptance : LogSum {
+  FD_INLINE explicit NegativeLogAcceptance(const double*) {}
+  FD_INLINE double factor() const { return -1.0; }
+
+  template <class V>
+  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+    const V r = log_q - log_p;
+    const V slope = select(r < V(0), V(1), select(V(0) < r, V(0), V(0.5)));
+    return {min(log_p, log_q), slope};
+  }
+};
+
+/// log(sum p^a q^(1-a)) / (a - 1).
+struct Renyi : LogSum {
+  static constexpr int kPowers = 1;
+  static constexpr int kParameters = 1;
+  double alpha;
+  FD_INLINE explicit Renyi(const double* parameters) : alpha(parameters[0]) {}
+  FD_INLINE double factor() const { return 1.0 / (alpha - 1.0); }
+  FD_INLINE Power power(int) const { return {alpha, 1.0 - alpha}; }
+
+  template <class V>
+  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+    return {log_power(power(0), log_p, log_q), V(1.0 - alpha)};
+  }
+  template <class S>
+  FD_INLINE Sums<S> one_sweep(const Moments<S>& m) const {
+    return {S(factor()) * m.log_power[0], S(-1)};
+  }
+
+  /// sum p^a q^(1-a) - 1 as a sum in normalised form, for rows where it is small.
+  struct NearOne : Separable {
+    double alpha;
+    FD_INLINE explicit NearOne(double alpha) : alpha(alpha) {}
+
+    template <class V>
+    FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+      const V a(alpha), p = exp(log_p), q = exp(log_q), r = log_p - log_q;
+      const V size = select(r < V(0), -r, r) * V(alpha < 1.0 ? 1.0 : alpha);
+      const V near = q * r * r * a * (a * excess_ratio(-(a * r)) - excess_ratio(-r));
+      const V far = exp(log_power({alpha, 1.0 - alpha}, log_p, log_q)) - a * p - V(1.0 - alpha) * q;
+      return {select(size < V(0.5), near, far), V(0)};
+    }
+  };
+  FD_INLINE NearOne near_one() const { return NearOne(alpha); }
+};
+
+/// -1/(ab) sum [p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)]; each summand is >= 0 (Young).
+struct AlphaBeta : Separable {
+  static constexpr int kPowers = 3;
+  static constexpr int kParameters = 2;
+  double alpha, beta;
+  FD_INLINE explicit AlphaBeta(const double* parameters) : alpha(parameters[0]), beta(parameters[1]) {}
+  FD_INLINE Power power(int k) const {
+    const double sum = alpha + beta;
+    return k == 0 ? Power{alpha, beta} : k == 1 ? Power{sum, 0.0} : Power{0.0, sum};
+  }
+
+  template <class V>
+  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+    const V a(alpha), b(beta), sum(alpha + beta);
+    const V both = exp(a * log_p + b * log_q), p = exp(sum * log_p), q = exp(sum * log_q);
+    // With r = log p - log q, p^(a+b) = both exp(b r) and q^(a+b) = both exp(-a r): the summand is
+    // both [a excess(b r) + b excess(-a r)] / (a + b), taken from the series where r is small.
+    const V r = log_p - log_q, reach = select(r < V(0), -r, r) * V(alpha < beta ? beta : alpha);
+    const V near = both * r * r * (b * excess_ratio(-(b * r)) + a * excess_ratio(a * r));
+    const V far = (a * p + b * q - sum * both) / V(alpha * beta);
+    return {select(reach < V(0.5), near, far) / sum, (q - both) / a};
+  }
+  template <class S>
+  FD_INLINE Sums<S> one_sweep(const Moments<S>& m) const {
+    const S a(alpha), b(beta), both = exp(m.log_power[0]);
+    const S p = exp(m.log_power[1]), q = exp(m.log_power[2]);
+    return {((a * p + b * q) / (a + b) - both) / (a * b), (q - both) / a};
+  }
+};
+
+/// The list. Everything else - dispatch, bindings, tests - iterates it.
+#define FASTDISTILL_DIVERGENCES(X) \
+  X(ForwardKL)                     \
+  X(ReverseKL)                     \
+  X(SymmetricKL)                   \
+  X(JensenShannon)                 \
+  X(SkewForwardKL)                 \
+  X(SkewReverseKL)                 \
+  X(TotalVariation)                \
+  X(NegativeLogAcceptance)         \
+  X(Renyi)                         \
+  X(AlphaBeta)
+
+// ---- what the kernels ask ---------------------------------------------------------------------
+
+template <class D>
+inline constexpr bool kHasOneSweep = (D::kMoments != 0) || (D::kPowers != 0);
+
+/// The derivative r of one token; `log_sum` is log sum exp(e), used by kLogSum alone.
+template <class D, class V>
+FD_INLINE V slope_of(const D& divergence, V log_p, V log_q, V log_sum) {
+  const Term<V> term = divergence(log_p, log_q);
+  if constexpr (D::kLogSum) {
+    return V(divergence.factor()) * exp(term.value - log_sum) * term.dlogq;
+  } else {
+    return term.dlogq;
+  }
+}
+
+}  // namespace fastdistill

@@ -1,0 +1,133 @@
+// exp, log, tanh and their small companions for one value type V.
+//
+// V is `float` (CUDA, scalar code), `double` (float64 inputs) or the CPU vector type `Vec` of
+// cpu/vec.h. The float algorithms are written once as templates over four primitives that each
+// float-like V provides: select, round_to_int, scale_by_pow2, split_pow2. For double the C library
+// is used.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define FD_INLINE __host__ __device__ __forceinline__
+#else
+#define FD_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace fastdistill {
+
+// ---- primitives: float ----------------------------------------------------------------------
+
+FD_INLINE float select(bool condition, float a, float b) { return condition ? a : b; }
+FD_INLINE double select(bool condition, double a, double b) { return condition ? a : b; }
+
+FD_INLINE float bits_to_float(int32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+FD_INLINE int32_t float_to_bits(float x) {
+  int32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+/// The integer nearest to x, as a float; |x| < 2^22.
+FD_INLINE float round_to_int(float x) { return (x + 12582912.0f) - 12582912.0f; }
+/// x * 2^n for an integral n in [-126, 127].
+FD_INLINE float scale_by_pow2(float x, float n) {
+  return x * bits_to_float((static_cast<int32_t>(n) + 127) << 23);
+}
+/// x = mantissa * 2^exponent with the mantissa in [sqrt(1/2), sqrt(2)), for normal x > 0.
+FD_INLINE void split_pow2(float x, float& mantissa, float& exponent) {
+  const int32_t shifted = float_to_bits(x) - 0x3f3504f3;  // bits of sqrt(1/2)
+  exponent = static_cast<float>(shifted >> 23);
+  mantissa = bits_to_float((shifted & 0x7fffff) + 0x3f3504f3);
+}
+
+// ---- float algorithms, for float and for vectors of float ------------------------------------
+
+namespace detail {
+
+/// Cody-Waite reduction x = n ln 2 + r, |r| <= ln(2)/2, then a degree-6 Chebyshev fit of exp(r).
+/// At most 1 ULP on [-87, 88]; 0 below -87 (results under 1.7e-38), +inf above 88; exp(NaN) = NaN.
+template <class V>
+FD_INLINE V exp(V x) {
+  const V lo(-87.0f), hi(88.0f);
+  const V clamped = select(x < lo, lo, select(x > hi, hi, x));
+  const V n = round_to_int(clamped * V(1.44269504f));
+  const V r = (clamped - n * V(0.693359375f)) - n * V(-2.12194440e-4f);
+  V poly(1.3926213e-3f);
+  poly = poly * r + V(8.3632031e-3f);
+  poly = poly * r + V(4.1666556e-2f);
+  poly = poly * r + V(1.6666576e-1f);
+  poly = poly * r + V(0.5f);
+  const V result = scale_by_pow2(V(1.0f) + (r + r * r * poly), n);
+  return select(x < lo, V(0.0f), select(x > hi, V(__builtin_inff()), result));
+}
+
+/// log of a positive normal x by x = m 2^e, log m = 2 atanh(s), s = (m - 1)/(m + 1). At most 2 ULP.
+/// Zero and negative arguments are not supported: callers keep x >= 2^-126. log(NaN) = NaN.
+template <class V>
+FD_INLINE V log(V x) {
+  V m, e;
+  split_pow2(x, m, e);
+  const V f = m - V(1.0f);
+  const V s = f / (m + V(1.0f));
+  const V z = s * s;
+  V poly(0.24279078841f);
+  poly = poly * z + V(0.28498786688f);
+  poly = poly * z + V(0.40000972152f);
+  poly = poly * z + V(0.66666662693f);
+  // log m = f - s (f - z poly) keeps the leading term f exact near m = 1.
+  const V half_square = V(0.5f) * f * f;
+  const V log_m = f - (half_square - s * (half_square + z * poly));
+  const V result = e * V(0.693359375f) + (log_m + e * V(-2.12194440e-4f));
+  return select(x == x, result, x);
+}
+
+/// tanh; odd polynomial under 5/8, 1 - 2/(exp(2|x|) + 1) above. At most 3 ULP.
+template <class V>
+FD_INLINE V tanh(V x) {
+  const V size = select(x < V(0.0f), -x, x);
+  const V z = x * x;
+  V poly(-5.70498872745e-3f);
+  poly = poly * z + V(2.06390887954e-2f);
+  poly = poly * z + V(-5.37397155531e-2f);
+  poly = poly * z + V(1.33314422036e-1f);
+  poly = poly * z + V(-3.33332819422e-1f);
+  const V small = x + x * z * poly;
+  const V large = V(1.0f) - V(2.0f) / (detail::exp(size + size) + V(1.0f));
+  return select(size < V(0.625f), small, select(x < V(0.0f), -large, large));
+}
+
+}  // namespace detail
+
+FD_INLINE float exp(float x) { return detail::exp(x); }
+FD_INLINE float log(float x) { return detail::log(x); }
+FD_INLINE float tanh(float x) { return detail::tanh(x); }
+
+FD_INLINE double exp(double x) { return __builtin_exp(x); }
+FD_INLINE double log(double x) { return __builtin_log(x); }
+FD_INLINE double tanh(double x) { return __builtin_tanh(x); }
+
+// ---- companions -------------------------------------------------------------------------------
+
+/// max and min that let a NaN in `a` through.
+template <class V>
+FD_INLINE V max(V a, V b) {
+  return select(a < b, b, a);
+}
+template <class V>
+FD_INLINE V min(V a, V b) {
+  return select(b < a, b, a);
+}
+
+/// weight * x with 0 * inf = 0.
+template <class V>
+FD_INLINE V weighted(V weight, V x) {
+  return select(weight == V(0), V(0), weight * x);
+}
+
+}  // namespace fastdistill

@@ -1,0 +1,114 @@
+"""Autograd around the ops. No mathematics here: the ops return values and gradients.
+
+``rows`` stands for the teacher's tensors, the labels and the mask, ``options`` for the spec and the
+dtypes, both in the order in which every op takes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import _ops  # noqa: F401  (registers the ops)
+
+_fd = torch.ops.fastdistill
+
+
+class RowLosses(torch.autograd.Function):
+    """(soft, hard) of each row from the student's logits; the backward reads the logits again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, options: tuple[Any, ...], *rows: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        soft, hard, stats = _fd.rows_forward(student, *rows, *options)
+        ctx.save_for_backward(student, *rows, stats)
+        ctx.options, ctx.rows = options, len(rows)
+        return soft, hard
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        grads = (grad.contiguous() for grad in upstream)
+        return _fd.rows_backward(*ctx.saved_tensors, *grads, *ctx.options), None, *[None] * ctx.rows
+
+
+class LinearRowLosses(torch.autograd.Function):
+    """(soft, hard) of each row from hidden states and a head; the backward makes the logits again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        chunk_size: int | None,
+        options: tuple[Any, ...],
+        *rows: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        inputs = (hidden, weight, bias, *rows)
+        soft, hard, *_ = _fd.linear(*inputs, None, None, [False] * 3, chunk_size, *options)
+        ctx.save_for_backward(*inputs)
+        ctx.chunk_size, ctx.options, ctx.rows = chunk_size, options, len(rows)
+        return soft, hard
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = list(ctx.needs_input_grad[:3])
+        grads = (grad.contiguous() for grad in upstream)
+        *_, by_hidden, by_weight, by_bias = _fd.linear(
+            *ctx.saved_tensors, *grads, wanted, ctx.chunk_size, *ctx.options
+        )
+        return *_only(wanted, by_hidden, by_weight, by_bias), None, None, *[None] * ctx.rows
+
+
+class LinearLoss(torch.autograd.Function):
+    """sum(soft_factor * soft + hard_factor * hard), with its gradients made in the same pass.
+
+    Returns that sum, and soft and hard themselves without gradient. ``wanted`` says which of the
+    gradients by hidden, weight and bias are made.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        soft_factor: Tensor,
+        hard_factor: Tensor,
+        wanted: list[bool],
+        chunk_size: int | None,
+        options: tuple[Any, ...],
+        *rows: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        soft, hard, *gradients = _fd.linear(
+            hidden, weight, bias, *rows, soft_factor, hard_factor, wanted, chunk_size, *options
+        )
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(soft, hard)
+        ctx.wanted, ctx.rows = wanted, len(rows)
+        return (soft_factor * soft + hard_factor * hard).sum(), soft, hard
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = (_scaled(gradient, grad_loss) for gradient in ctx.saved_tensors)
+        return *_only(ctx.wanted, *scaled), *[None] * (5 + ctx.rows)
+
+
+def _only(wanted: list[bool], *gradients: Tensor) -> list[Tensor | None]:
+    return [gradient if want else None for want, gradient in zip(wanted, gradients, strict=True)]
+
+
+def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """gradient * factor, the factor not rounded to the gradient's dtype."""
+    if torch.compiler.is_compiling() or factor.device.type != "cpu":
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        return (gradient.to(wide) * factor.to(wide)).to(gradient.dtype)
+    value = float(factor)
+    return gradient if value == 1.0 else gradient * value

@@ -1,0 +1,124 @@
+"""The head of a language model, applied to a chunk of rows at a time.
+
+GEMMs are torch's. On a CPU whose half-precision GEMMs are not done in hardware they run an order of
+magnitude slower than float32 ones; there the operands, already rounded to the compute dtype, are
+widened a panel of the weight at a time and multiplied in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._native import fresh
+
+_PANEL_BYTES = 8 << 20
+
+
+class HeadDtypes(NamedTuple):
+    """What the caller's context says about the GEMMs of a head; trailing arguments of every op."""
+
+    autocast: torch.dtype | None  # the dtype of an active autocast
+    logits: torch.dtype | None  # torch.float32: logits are not to be rounded to a half precision
+
+
+HEAD_SCHEMA = "ScalarType? autocast_dtype, ScalarType? logits_dtype"
+
+
+class Precision(NamedTuple):
+    """The dtypes of a head's GEMMs."""
+
+    compute: torch.dtype  # operands are rounded to it: what F.linear would use
+    gemm: torch.dtype  # operands are multiplied, and logits stored, in it
+
+
+def choose_precision(weight: Tensor, dtypes: HeadDtypes) -> Precision:
+    """The precision of a head whose weight is given."""
+    compute = weight.dtype
+    if compute == torch.float64:
+        return Precision(compute, compute)
+    compute = dtypes.autocast or compute
+    wide = dtypes.logits == torch.float32 or not _half_gemm_in_hardware(compute, weight.device)
+    return Precision(compute, torch.float32 if wide else compute)
+
+
+def _half_gemm_in_hardware(dtype: torch.dtype, device: torch.device) -> bool:
+    if device.type != "cpu":
+        return True
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return True
+
+
+class Head:
+    """``hidden @ weight.T + bias`` for the first ``vocab`` ids, and its gradients."""
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, vocab: int, precision: Precision
+    ) -> None:
+        self.weight = weight[:vocab]
+        self.vocab = vocab
+        self.precision = precision
+        self.bias = None if bias is None else self.operand(bias[:vocab])
+        if weight.dtype != precision.gemm and precision.gemm == precision.compute:
+            self.weight = self.weight.to(precision.gemm)  # once, as F.linear under autocast does
+
+    def operand(self, tensor: Tensor) -> Tensor:
+        """Rounded to the compute dtype, in the dtype of the GEMMs."""
+        return tensor.to(self.precision.compute).to(self.precision.gemm)
+
+    def _panels(self) -> Iterator[tuple[slice, Tensor]]:
+        """The weight in the dtype of the GEMMs: whole if it has it, else in pieces that fit caches."""
+        if self.weight.dtype == self.precision.gemm == self.precision.compute:
+            yield slice(0, self.vocab), self.weight
+            return
+        width = max(1, _PANEL_BYTES // (4 * self.weight.shape[1]))
+        for start in range(0, self.vocab, width):
+            panel = slice(start, min(start + width, self.vocab))
+            yield panel, self.operand(self.weight[panel])
+
+    def logits(self, hidden: Tensor, out: Tensor) -> None:
+        """out (C, vocab) = logits of hidden (C, D)."""
+        for panel, weight in self._panels():
+            if self.bias is None:
+                torch.mm(hidden, weight.t(), out=out[:, panel])
+            else:
+                torch.addmm(self.bias[panel], hidden, weight.t(), out=out[:, panel])
+
+    def grad_hidden(self, grad_logits: Tensor) -> Tensor:
+        """(C, D) gradient by hidden of a chunk whose gradient by logits is (C, vocab)."""
+        total: Tensor | None = None
+        for panel, weight in self._panels():
+            if total is None:
+                total = grad_logits[:, panel] @ weight
+            else:
+                total.addmm_(grad_logits[:, panel], weight)
+        assert total is not None
+        return total
+
+
+class WeightGradient:
+    """Sum over chunks of grad_logits.T @ hidden, accumulated in float32 (float64 for float64)."""
+
+    def __init__(self, weight: Tensor, vocab: int, precision: Precision) -> None:
+        wide = torch.float64 if precision.gemm == torch.float64 else torch.float32
+        self._shape, self._dtype, self._vocab = weight.shape, weight.dtype, vocab
+        self._sum = fresh(weight, *weight.shape, dtype=wide).zero_()
+        self._narrow = None if precision.gemm == wide else fresh(weight, vocab, weight.shape[1],
+                                                                 dtype=precision.gemm)
+
+    def add(self, grad_logits: Tensor, hidden: Tensor) -> None:
+        real = self._sum[: self._vocab]
+        if self._narrow is None:
+            real.addmm_(grad_logits.t(), hidden)
+        else:
+            real.add_(torch.mm(grad_logits.t(), hidden, out=self._narrow))
+
+    def result(self) -> Tensor:
+        self._narrow = None
+        return self._sum.to(self._dtype)

@@ -1,0 +1,148 @@
+"""Tensors to pointers: one call of the row kernels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _C
+
+_DTYPES = {
+    torch.float32: _C.DType.float32,
+    torch.bfloat16: _C.DType.bfloat16,
+    torch.float16: _C.DType.float16,
+    torch.float64: _C.DType.float64,
+}
+_KERNELS = {name: index for index, (name, _) in enumerate(_C.divergences())}
+_HUGE_PAGE_BYTES = 4 << 20
+
+
+class RowSpec(NamedTuple):
+    """What a row kernel needs beside tensors. Also the trailing arguments of every op."""
+
+    divergence: str
+    parameters: list[float]
+    tail: str
+    temperature: float
+    vocab: int
+    student_scale: float
+    student_softcap: float
+    teacher_scale: float
+    teacher_softcap: float
+
+
+SPEC_SCHEMA = (
+    "str divergence, float[] parameters, str tail, float temperature, SymInt vocab, "
+    "float student_scale, float student_softcap, float teacher_scale, float teacher_softcap"
+)
+
+
+class TopKRows(NamedTuple):
+    """A top-k teacher as the kernels take it."""
+
+    ids: Tensor  # (N, K) int64
+    log_p: Tensor  # (N, K) float32, or float64 for a float64 student
+    tail_log_prob: Tensor | None  # (N,) float64
+
+    def rows(self, index: Tensor) -> TopKRows:
+        tail = self.tail_log_prob
+        return TopKRows(self.ids[index], self.log_p[index], None if tail is None else tail[index])
+
+    def check_ids(self, vocab: int) -> None:
+        """Raise ValueError where an id is out of range or repeated in its row."""
+        bad = _C.bad_id(self._native("renormalize"), self.ids.shape[0], vocab)
+        if bad is not None:
+            row, slot, value = bad
+            raise ValueError(
+                f"teacher ids must be distinct and in [0, {vocab}), or -1 for an empty slot; "
+                f"got {value} in row {row}, slot {slot}"
+            )
+
+    def _native(self, tail: str) -> _C.TopK:
+        log_tail = self.tail_log_prob
+        return _C.TopK(
+            ids=self.ids.data_ptr(),
+            ids_stride=_row_stride(self.ids),
+            log_p=self.log_p.data_ptr(),
+            log_p_stride=_row_stride(self.log_p),
+            k=self.ids.shape[1],
+            tail=getattr(_C.Tail, tail),
+            tail_log_prob=_pointer(log_tail),
+        )
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _row_stride(rows: Tensor) -> int:
+    return rows.stride(0) if rows.shape[0] > 1 else rows.shape[1]
+
+
+def _logits(rows: Tensor, scale: float = 1.0, softcap: float = 0.0) -> _C.Logits:
+    return _C.Logits(rows.data_ptr(), _row_stride(rows), _DTYPES[rows.dtype], scale, softcap)
+
+
+def fresh(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor, behind huge pages where it is big."""
+    tensor = torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+    if tensor.nbytes >= _HUGE_PAGE_BYTES:
+        _C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
+
+
+def new_stats(rows: int) -> Tensor:
+    """Space for what the backward needs of each row."""
+    return torch.empty(rows, _C.ROW_STATS, dtype=torch.float64)
+
+
+class Values(NamedTuple):
+    """Per-row results in nats, float64: the divergence and, with labels, the cross entropy."""
+
+    soft: Tensor
+    hard: Tensor
+
+
+def run_rows(
+    mode: str,
+    spec: RowSpec,
+    student: Tensor,
+    teacher: Tensor | TopKRows,
+    *,
+    labels: Tensor | None = None,
+    counted: Tensor | None = None,
+    values: Values | None = None,
+    stats: Tensor | None = None,
+    grad_soft: Tensor | None = None,
+    grad_hard: Tensor | None = None,
+    gradient: Tensor | None = None,
+) -> None:
+    """Run the kernels over ``student`` (N, V); every output is written in place.
+
+    ``mode`` is "forward" (values, stats), "backward" (stats -> gradient) or "fused" (values and
+    gradient). ``gradient`` may be ``student`` itself.
+    """
+    top_k = isinstance(teacher, TopKRows)
+    _C.run(
+        mode=getattr(_C.Mode, mode),
+        divergence=_KERNELS[spec.divergence],
+        parameters=spec.parameters,
+        rows=student.shape[0],
+        vocab=spec.vocab,
+        temperature=spec.temperature,
+        student=_logits(student, spec.student_scale, spec.student_softcap),
+        teacher=None if top_k else _logits(teacher, spec.teacher_scale, spec.teacher_softcap),
+        top_k=teacher._native(spec.tail) if top_k else None,
+        labels=_pointer(labels),
+        counted=_pointer(counted),
+        soft=0 if values is None else values.soft.data_ptr(),
+        hard=0 if values is None else values.hard.data_ptr(),
+        stats=_pointer(stats),
+        grad_soft=_pointer(grad_soft),
+        grad_hard=_pointer(grad_hard),
+        gradient=None if gradient is None else _logits(gradient),
+        gradient_width=0 if gradient is None else gradient.shape[1],
+        threads=torch.get_num_threads(),
+    )

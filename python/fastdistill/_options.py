@@ -1,0 +1,95 @@
+"""The options of a loss, checked once, and what a row kernel needs of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from .divergences import Divergence, ForwardKL, get_divergence
+
+Reduction = Literal["none", "sum", "mean"]
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Everything about a loss that is not a tensor of the batch. Fields as in ``distillation_loss``."""
+
+    divergence: Divergence | str = field(default_factory=ForwardKL)
+    temperature: float = 1.0
+    soft_weight: float = 1.0
+    hard_weight: float = 0.0
+    scale_by_temperature_squared: bool = False
+    ignore_index: int = -100
+    reduction: Reduction = "mean"
+    student_softcap: float | None = None
+    student_scale: float = 1.0
+    student_valid_vocab: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.divergence, str):
+            object.__setattr__(self, "divergence", get_divergence(self.divergence))
+        elif not isinstance(self.divergence, Divergence):
+            raise TypeError(
+                "divergence must be a divergence or its name, "
+                f"got {type(self.divergence).__name__}"
+            )
+        _check_positive("temperature", self.temperature)
+        _check_positive("student_scale", self.student_scale)
+        if self.student_softcap is not None:
+            _check_positive("student_softcap", self.student_softcap)
+        for name in ("soft_weight", "hard_weight"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be finite and >= 0, got {value}")
+        if self.reduction not in get_args(Reduction):
+            raise ValueError(
+                f"reduction must be one of {get_args(Reduction)}, got {self.reduction!r}"
+            )
+        if self.student_valid_vocab is not None and self.student_valid_vocab < 1:
+            raise ValueError(
+                f"student_valid_vocab must be None or >= 1, got {self.student_valid_vocab}"
+            )
+
+    @property
+    def soft_factor(self) -> float:
+        """What multiplies the divergence of a row."""
+        squared = self.temperature**2 if self.scale_by_temperature_squared else 1.0
+        return self.soft_weight * squared
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be finite and > 0, got {value}")
+
+
+def common_vocab(student: int, teacher: int | None, *valid: int | None) -> int:
+    """The number of real ids: the sizes must agree unless a ``valid_vocab`` says how many there are."""
+    stated = {n for n in valid if n is not None}
+    sizes = [student] if teacher is None else [student, teacher]
+    if len(stated) > 1:
+        raise ValueError(
+            f"teacher valid_vocab and student_valid_vocab must agree, got {valid[0]} and {valid[1]}"
+        )
+    if stated:
+        (vocab,) = stated
+        if vocab > min(sizes):
+            raise ValueError(
+                f"valid_vocab must be at most the vocabulary size, got {vocab} and {min(sizes)}"
+            )
+        return vocab
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"student and teacher must have the same vocabulary size, got {student} and {teacher} "
+            "(valid_vocab says how many ids of a padded head are real)"
+        )
+    return student
+
+
+def check_leading_shape(name: str, value: Tensor | None, leading: tuple[int, ...]) -> None:
+    if value is not None and tuple(value.shape) != leading:
+        raise ValueError(f"{name} must have shape {leading}, got {tuple(value.shape)}")

@@ -1,0 +1,129 @@
+"""Rows out of tensors of any leading shape, and the teacher's rows that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._head import Head, HeadDtypes, choose_precision
+from ._native import RowSpec, TopKRows, fresh
+
+_BUDGET_BYTES = 160 << 20
+
+
+class TeacherTensors(NamedTuple):
+    """The tensors of any teacher, as the ops take them; what a teacher does not have is None."""
+
+    values: Tensor | None = None  # (..., V) logits or, with a weight, (..., D_t) hidden states
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    ids: Tensor | None = None  # (N, K) int64
+    log_p: Tensor | None = None  # (N, K)
+    tail_log_prob: Tensor | None = None  # (N,) float64
+
+    @property
+    def top_k(self) -> TopKRows | None:
+        if self.ids is None or self.log_p is None:
+            return None
+        return TopKRows(self.ids, self.log_p, self.tail_log_prob)
+
+
+TEACHER_SCHEMA = (
+    "Tensor? teacher, Tensor? teacher_weight, Tensor? teacher_bias, "
+    "Tensor? ids, Tensor? log_p, Tensor? tail_log_prob"
+)
+
+
+def chunk_rows(rows: int, vocab: int, buffers: int, itemsize: int) -> int:
+    """Rows per chunk so that ``buffers`` chunks of logits stay within the memory budget."""
+    fitting = _BUDGET_BYTES // (vocab * buffers * itemsize)
+    return max(1, min(rows, fitting // 16 * 16 if fitting >= 16 else fitting))
+
+
+def _flat_view(tensor: Tensor) -> Tensor | None:
+    """(..., V) as (N, V) without a copy, or None where no such view exists."""
+    if tensor.dim() == 1:
+        return tensor.unsqueeze(0)
+    try:
+        return tensor.view(-1, tensor.shape[-1]) if tensor.numel() else tensor.flatten(0, -2)
+    except RuntimeError:
+        return None
+
+
+def unit_columns(tensor: Tensor) -> Tensor:
+    """``tensor`` itself where a row is contiguous, else a copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views (n, V) of tensors with one leading shape, in row order, without copying any."""
+    flat = [_flat_view(tensor) for tensor in tensors]
+    if all(view is not None for view in flat):
+        yield tuple(view for view in flat if view is not None)
+        return
+    for parts in zip(*tensors, strict=True):
+        yield from blocks(*parts)
+
+
+def take_rows(tensor: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` (flat) of a (..., V) tensor: a view where they are a range, else a copy."""
+    flat = _flat_view(tensor)
+    if flat is None:
+        return tensor[torch.unravel_index(index, tensor.shape[:-1])]
+    first, count = int(index[0]), index.numel()
+    if int(index[-1]) - first + 1 == count:
+        return flat[first : first + count]
+    return flat[index]
+
+
+class TeacherRows:
+    """Gives the teacher of any rows: logits from memory, logits from a head, or lists."""
+
+    def __init__(
+        self, tensors: TeacherTensors, spec: RowSpec, dtypes: HeadDtypes, chunk: int
+    ) -> None:
+        self._tensors = tensors
+        self._head: Head | None = None
+        if tensors.weight is not None:
+            assert tensors.values is not None
+            precision = choose_precision(tensors.weight, dtypes)
+            self._head = Head(tensors.weight, tensors.bias, spec.vocab, precision)
+            self._buffer = fresh(tensors.values, chunk, spec.vocab, dtype=precision.gemm)
+
+    def rows(self, index: Tensor) -> Tensor | TopKRows:
+        """The teacher of the flat rows ``index``; logits from a head live until the next call."""
+        top_k = self._tensors.top_k
+        if top_k is not None:
+            return top_k.rows(index)
+        assert self._tensors.values is not None
+        if self._head is None:
+            return unit_columns(take_rows(self._tensors.values, index))
+        hidden = self._head.operand(take_rows(self._tensors.values, index))
+        out = self._buffer[: index.numel()]
+        self._head.logits(hidden, out)
+        return out
+
+
+def matched_rows(
+    student: Tensor, teacher: TeacherTensors, spec: RowSpec, dtypes: HeadDtypes
+) -> Iterator[tuple[slice, Tensor, Tensor | TopKRows]]:
+    """(range, student rows, teacher rows) that cover all rows in order, as views where possible."""
+    student = unit_columns(student)
+    if teacher.values is not None and teacher.weight is None:
+        start = 0
+        for own, other in blocks(student, unit_columns(teacher.values)):
+            yield slice(start, start + own.shape[0]), own, other
+            start += own.shape[0]
+        return
+    count = student.shape[:-1].numel()
+    size = count if teacher.weight is None else chunk_rows(count, spec.vocab, 1, 4)
+    source = TeacherRows(teacher, spec, dtypes, size)
+    start = 0
+    for (block,) in blocks(student):
+        for own in block.split(max(1, size)):
+            stop = start + own.shape[0]
+            yield slice(start, stop), own, source.rows(torch.arange(start, stop))
+            start = stop

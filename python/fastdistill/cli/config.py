@@ -1,0 +1,87 @@
+"""The configuration of a run: everything that its result depends on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+
+import fastdistill as fd
+
+from .errors import UserError
+
+LossChoice = Literal["fused", "torch"]
+DtypeChoice = Literal["auto", "bfloat16", "float32"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Two runs of one configuration on one machine give the same losses and weights, bit for bit.
+
+    Each field is the command-line option of the same name.
+    """
+
+    teacher: str
+    layers: str
+    text: str
+    divergence: str
+    temperature: float
+    loss: LossChoice
+    dtype: str
+    steps: int
+    batch: int
+    block: int
+    lr: float
+    seed: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of the GEMMs of teacher and student."""
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+
+def check_same_run(config: RunConfig, saved: dict[str, object]) -> None:
+    """Raise :class:`UserError` for the first option that differs from the checkpoint's."""
+    for name, value in asdict(config).items():
+        if saved.get(name) != value:
+            raise UserError(
+                f"--resume: --{name} is {value} here but {saved.get(name)} in the checkpoint; "
+                "give the options of the interrupted run, or another --output"
+            )
+
+
+def resolve_dtype(choice: DtypeChoice) -> tuple[str, str]:
+    """Return the dtype to compute in and the reason for it.
+
+    bfloat16 GEMMs without hardware support are emulated, and slower than float32.
+    """
+    if choice != "auto":
+        return choice, "as --dtype says"
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "bfloat16", "this CPU multiplies bfloat16 matrices in hardware"
+    return "float32", "this CPU has no bfloat16 matrix instructions and would emulate them slowly"
+
+
+def check_divergence(name: str) -> None:
+    """Raise :class:`UserError` unless ``name`` is a divergence that needs no parameters."""
+    try:
+        fd.get_divergence(name)
+    except ValueError as error:
+        raise UserError(f"--divergence: {error}") from None
+    except TypeError:
+        raise UserError(f"--divergence: {name} needs parameters that have no default") from None
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Turn ``"0-9,20-29"`` into the layer numbers, ascending."""
+    layers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        try:
+            layers.extend(range(int(first), int(last or first) + 1))
+        except ValueError:
+            raise UserError(f"--layers must look like 0-9,20-29; got {text!r}") from None
+    if not layers or layers != sorted(set(layers)):
+        raise UserError(f"--layers must name each layer once, in ascending order; got {text!r}")
+    return tuple(layers)
