@@ -101,7 +101,7 @@ void bind_structs(py::module_& m) {
 void run_problem(Mode mode, int divergence, const std::vector<double>& parameters, int64_t rows,
                  int64_t vocab, double temperature, const Logits& student, const Logits* teacher,
                  const TopK* top_k, uintptr_t labels, uintptr_t counted, uintptr_t soft,
-                 uintptr_t hard, uintptr_t stats, uintptr_t grad_soft, uintptr_t grad_hard,
+                 uintptr_t hard, uintptr_t stats, uintptr_t metrics, uintptr_t grad_soft, uintptr_t grad_hard,
                  const Logits* gradient, int64_t gradient_width, int threads) {
   RowProblem p;
   p.mode = mode;
@@ -116,6 +116,7 @@ void run_problem(Mode mode, int divergence, const std::vector<double>& parameter
   p.soft = pointer<double>(soft);
   p.hard = pointer<double>(hard);
   p.stats = pointer<RowStats>(stats);
+  p.metrics = pointer<RowMetrics>(metrics);
   p.grad_soft = pointer<const double>(grad_soft);
   p.grad_hard = pointer<const double>(grad_hard);
   if (gradient != nullptr) p.gradient = *gradient;
@@ -147,7 +148,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("parameters"), py::arg("rows"), py::arg("vocab"), py::arg("temperature"),
         py::arg("student"), py::arg("teacher") = py::none(), py::arg("top_k") = py::none(),
         py::arg("labels") = 0, py::arg("counted") = 0, py::arg("soft") = 0, py::arg("hard") = 0,
-        py::arg("stats") = 0, py::arg("grad_soft") = 0, py::arg("grad_hard") = 0,
+        py::arg("stats") = 0, py::arg("metrics") = 0, py::arg("grad_soft") = 0, py::arg("grad_hard") = 0,
         py::arg("gradient") = py::none(), py::arg("gradient_width") = 0, py::arg("threads") = 1,
         "Runs the rows of one problem; addresses are integers, 0 for absent.");
   m.def("bad_id", &bad_id, py::arg("top_k"), py::arg("rows"), py::arg("vocab"),
@@ -166,6 +167,7 @@ PYBIND11_MODULE(_C, m) {
     kernel_table().evaluate(function, pointer<const float>(in), pointer<float>(out), n);
   });
   m.attr("ROW_STATS") = kRowStats;
+  m.attr("ROW_METRICS") = kRowMetrics;
   m.attr("COMPILER") = FD_COMPILER;
   m.attr("VERSION") = FD_VERSION;
 }

@@ -235,7 +235,8 @@ struct NegativeLogAcceptance : LogSum {
   FD_INLINE Term<V> operator()(V log_p, V log_q) const {
     const V r = log_q - log_p;
     const V slope = select(r < V(0), V(1), select(V(0) < r, V(0), V(0.5)));
-    return {min(log_p, log_q), slope};
+    const V smaller = select(log_q < log_p, log_q, log_p);
+    return {select(log_q == log_q, smaller, log_q), slope};
   }
 };
 
@@ -316,6 +317,21 @@ struct AlphaBeta : Separable {
   X(NegativeLogAcceptance)         \
   X(Renyi)                         \
   X(AlphaBeta)
+
+// ---- metrics ----------------------------------------------------------------------------------
+
+/// What is reported beside any loss: the contributions of one token.
+template <class V>
+struct Observed {
+  V forward_kl, reverse_kl, overlap, student_entropy, teacher_entropy;
+};
+
+/// KL(p || q), KL(q || p), sum min(p, q), H(q), H(p) of a row are the sums of these.
+template <class V>
+FD_INLINE Observed<V> observe(V log_p, V log_q) {
+  const V p = exp(log_p), q = exp(log_q), r = log_p - log_q;
+  return {excess(p, q, r), excess(q, p, -r), min(p, q), -weighted(q, log_q), -weighted(p, log_p)};
+}
 
 // ---- what the kernels ask ---------------------------------------------------------------------
 

@@ -45,6 +45,16 @@ struct RowStats {
 };
 inline constexpr int kRowStats = sizeof(RowStats) / sizeof(double);
 
+/// What is reported of a row beside its loss, at the temperature of the loss.
+struct RowMetrics {
+  double forward_kl, reverse_kl;           // dense teachers, as the next three
+  double acceptance_rate, top1_agreement;  // sum min(p, q); 1 where the argmax is the same
+  double teacher_entropy;
+  double student_entropy;                  // over the whole vocabulary
+  double teacher_mass, student_mass;       // top-k teachers: of the listed ids
+};
+inline constexpr int kRowMetrics = sizeof(RowMetrics) / sizeof(double);
+
 enum class Mode : int { kForward, kBackward, kFused };
 
 struct RowProblem {
@@ -61,6 +71,8 @@ struct RowProblem {
   double* hard = nullptr;  // (rows,) the cross entropy
   // Written with the values unless null, read by the backward.
   RowStats* stats = nullptr;  // (rows,)
+  // Written with the values unless null, at the cost of one more sweep.
+  RowMetrics* metrics = nullptr;  // (rows,)
   // Backward and fused: d loss / d soft and d loss / d hard of each row, and where the gradient by
   // the stored logits goes. It may be the student's own memory.
   const double* grad_soft = nullptr;

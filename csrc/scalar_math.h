@@ -1,8 +1,8 @@
 // exp, log, tanh and their small companions for one value type V.
 //
 // V is `float` (CUDA, scalar code), `double` (float64 inputs) or the CPU vector type `Vec` of
-// cpu/vec.h. The float algorithms are written once as templates over four primitives that each
-// float-like V provides: select, round_to_int, scale_by_pow2, split_pow2. For double the C library
+// cpu/vec.h. The float algorithms are written once as templates over three primitives that each
+// float-like V provides: select, pow2, split_pow2. For double the C library
 // is used.
 #pragma once
 
@@ -33,11 +33,11 @@ FD_INLINE int32_t float_to_bits(float x) {
   return bits;
 }
 
-/// The integer nearest to x, as a float; |x| < 2^22.
-FD_INLINE float round_to_int(float x) { return (x + 12582912.0f) - 12582912.0f; }
-/// x * 2^n for an integral n in [-126, 127].
-FD_INLINE float scale_by_pow2(float x, float n) {
-  return x * bits_to_float((static_cast<int32_t>(n) + 127) << 23);
+/// 2^n, given n + kPow2Bias as a float with n in [-127, 127]; zero for n = -127. In the last place of
+/// kPow2Bias stands 1, so its low bits hold n + 127: shifted up they are the exponent.
+inline constexpr float kPow2Bias = 12582912.0f + 127.0f;  // 1.5 * 2^23 + 127
+FD_INLINE float pow2(float biased) {
+  return bits_to_float(static_cast<int32_t>(static_cast<uint32_t>(float_to_bits(biased)) << 23));
 }
 /// x = mantissa * 2^exponent with the mantissa in [sqrt(1/2), sqrt(2)), for normal x > 0.
 FD_INLINE void split_pow2(float x, float& mantissa, float& exponent) {
@@ -46,25 +46,46 @@ FD_INLINE void split_pow2(float x, float& mantissa, float& exponent) {
   mantissa = bits_to_float((shifted & 0x7fffff) + 0x3f3504f3);
 }
 
+// ---- companions ----------------------------------------------------------------------------------
+
+/// max and min that let a NaN in `a` through.
+template <class V>
+FD_INLINE V max(V a, V b) {
+  return select(a < b, b, a);
+}
+template <class V>
+FD_INLINE V min(V a, V b) {
+  return select(b < a, b, a);
+}
+
+/// weight * x with 0 * inf = 0.
+template <class V>
+FD_INLINE V weighted(V weight, V x) {
+  return select(weight == V(0), V(0), weight * x);
+}
+
 // ---- float algorithms, for float and for vectors of float ------------------------------------
 
 namespace detail {
 
-/// Cody-Waite reduction x = n ln 2 + r, |r| <= ln(2)/2, then a degree-6 Chebyshev fit of exp(r).
-/// At most 1 ULP on [-87, 88]; 0 below -87 (results under 1.7e-38), +inf above 88; exp(NaN) = NaN.
+/// exp(x) for x <= 88. Cody-Waite reduction x = n ln 2 + r, |r| <= ln(2)/2, and a Chebyshev fit of
+/// degree 6 in r. At most 1 ULP down to -87, 0 below -87.7; exp(NaN) = NaN.
 template <class V>
 FD_INLINE V exp(V x) {
-  const V lo(-87.0f), hi(88.0f);
-  const V clamped = select(x < lo, lo, select(x > hi, hi, x));
-  const V n = round_to_int(clamped * V(1.44269504f));
+  const V lo(-128.0f);  // far enough below for a zero, near enough for the reduction
+  const V clamped = max(x, lo);
+  const V biased = clamped * V(1.44269504f) + V(kPow2Bias);  // rounds to an integer
+  const V n = biased - V(kPow2Bias);
   const V r = (clamped - n * V(0.693359375f)) - n * V(-2.12194440e-4f);
   V poly(1.3926213e-3f);
   poly = poly * r + V(8.3632031e-3f);
   poly = poly * r + V(4.1666556e-2f);
   poly = poly * r + V(1.6666576e-1f);
   poly = poly * r + V(0.5f);
-  const V result = scale_by_pow2(V(1.0f) + (r + r * r * poly), n);
-  return select(x < lo, V(0.0f), select(x > hi, V(__builtin_inff()), result));
+  poly = poly * r + V(1.0f);
+  poly = poly * r + V(1.0f);
+  const V zero(kPow2Bias - 127.0f);
+  return poly * pow2(max(biased, zero));
 }
 
 /// log of a positive normal x by x = m 2^e, log m = 2 atanh(s), s = (m - 1)/(m + 1). At most 2 ULP.
@@ -98,7 +119,8 @@ FD_INLINE V tanh(V x) {
   poly = poly * z + V(1.33314422036e-1f);
   poly = poly * z + V(-3.33332819422e-1f);
   const V small = x + x * z * poly;
-  const V large = V(1.0f) - V(2.0f) / (detail::exp(size + size) + V(1.0f));
+  const V twice = select(size > V(20.0f), V(40.0f), size + size);  // 1 beyond
+  const V large = V(1.0f) - V(2.0f) / (detail::exp(twice) + V(1.0f));
   return select(size < V(0.625f), small, select(x < V(0.0f), -large, large));
 }
 
@@ -111,23 +133,5 @@ FD_INLINE float tanh(float x) { return detail::tanh(x); }
 FD_INLINE double exp(double x) { return __builtin_exp(x); }
 FD_INLINE double log(double x) { return __builtin_log(x); }
 FD_INLINE double tanh(double x) { return __builtin_tanh(x); }
-
-// ---- companions -------------------------------------------------------------------------------
-
-/// max and min that let a NaN in `a` through.
-template <class V>
-FD_INLINE V max(V a, V b) {
-  return select(a < b, b, a);
-}
-template <class V>
-FD_INLINE V min(V a, V b) {
-  return select(b < a, b, a);
-}
-
-/// weight * x with 0 * inf = 0.
-template <class V>
-FD_INLINE V weighted(V weight, V x) {
-  return select(weight == V(0), V(0), weight * x);
-}
 
 }  // namespace fastdistill

@@ -236,7 +236,7 @@ FD_INLINE void divergence_gradient(const D& divergence, const RowStats& stats, d
   for_each_vector<S>(n, [&](int64_t i) {
     const V lp = log_p(A::load_from(tile.teacher + i)), lq = log_q(A::load_from(tile.student + i));
     const V r = slope_of(divergence, lp, lq, log_sum);
-    store(tile.gradient + i, w * (r - weighted(exp(lq), slope_sum)));
+    store(tile.gradient + i, w * (r - exp(lq) * slope_sum));
   });
 }
 

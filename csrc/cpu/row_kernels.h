@@ -1,7 +1,7 @@
 // One row of a problem: from logits to loss, statistics and gradient.
 #pragma once
 
-#include "top_k.h"
+#include "metrics_rows.h"
 
 namespace fastdistill {
 namespace {
@@ -38,6 +38,7 @@ struct Row {
 
   bool has_label() const { return problem.labels != nullptr; }
   bool wants_values() const { return problem.mode != Mode::kBackward; }
+  bool wants_metrics() const { return problem.metrics != nullptr; }
   bool wants_gradient() const { return problem.mode != Mode::kForward; }
 };
 
@@ -99,6 +100,9 @@ void dense_row(const D& divergence, Row<S>& row) {
   if (row.wants_values()) {
     write_values(row, measure(divergence, reader, row.problem.temperature, row.has_label(), tile,
                               row.stats));
+    if (row.wants_metrics()) {
+      row.problem.metrics[row.index] = sweep_dense_metrics(reader, row.stats, tile);
+    }
   }
   if (row.wants_gradient()) store_full_gradient(divergence, row, reader, tile);
 }
@@ -124,6 +128,12 @@ double sweep_student(Row<S>& row, bool with_hard, bool take) {
   return soft.lse();
 }
 
+template <class S>
+void write_listed_metrics(const Row<S>& row) {
+  row.problem.metrics[row.index] =
+      sweep_listed_metrics(row.problem, row.index, row.work.listed, row.work.tile);
+}
+
 /// kZero and kUniform: the teacher's tiles are made from the list.
 template <class D, class S>
 void made_row(const D& divergence, Row<S>& row) {
@@ -143,6 +153,10 @@ void made_row(const D& divergence, Row<S>& row) {
       missing -= exp(static_cast<double>(listed.log_p[e]));
     }
     write_values(row, sums.value - divergence.balance() * missing);
+    if (row.wants_metrics()) {
+      gather_listed(problem, row.index, listed);
+      write_listed_metrics(row);
+    }
   }
   if (row.wants_gradient()) store_full_gradient(divergence, row, reader, row.work.tile);
 }
@@ -210,7 +224,10 @@ void short_row(const D& divergence, Row<S>& row) {
   Tile<S>& tile = row.work.tile;
   const Listed<S>& listed = row.work.listed;
   const RowReader<S> reader{fill_short_row(row), &listed, load_listed<S>};
-  if (row.wants_values()) write_values(row, measure_short_row(divergence, row, reader));
+  if (row.wants_values()) {
+    write_values(row, measure_short_row(divergence, row, reader));
+    if (row.wants_metrics()) write_listed_metrics(row);
+  }
   if (!row.wants_gradient()) return;
   reader.for_each_tile(tile, [&](int64_t start, int64_t n, TileMax) {
     divergence_gradient(divergence, row.stats, row.problem.grad_soft[row.index], n, tile);
@@ -229,6 +246,7 @@ void skip_row(const Row<S>& row) {
     problem.soft[row.index] = 0.0;
     if (row.has_label()) problem.hard[row.index] = 0.0;
     if (problem.stats != nullptr) problem.stats[row.index] = RowStats{};
+    if (row.wants_metrics()) problem.metrics[row.index] = RowMetrics{};
   }
   if (row.wants_gradient()) zero_gradient(problem, row.index, 0);
 }

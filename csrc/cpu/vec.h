@@ -5,6 +5,10 @@
 // stores of the storage types.
 #pragma once
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #include "../scalar_math.h"
 
 namespace fastdistill {
@@ -52,18 +56,29 @@ FD_INLINE Mask operator>(Vec a, Vec b) { return {a.lanes > b.lanes}; }
 FD_INLINE Mask operator==(Vec a, Vec b) { return {a.lanes == b.lanes}; }
 FD_INLINE Vec select(Mask m, Vec a, Vec b) { return m.lanes ? a.lanes : b.lanes; }
 
+/// max of scalar_math.h in one instruction: the second operand is returned where one is NaN.
+FD_INLINE Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (FloatLanes)_mm512_max_ps(b.lanes, a.lanes);
+#elif defined(__AVX__)
+  return (FloatLanes)_mm256_max_ps(b.lanes, a.lanes);
+#elif defined(__SSE2__)
+  return (FloatLanes)_mm_max_ps(b.lanes, a.lanes);
+#else
+  return select(a < b, b, a);
+#endif
+}
+
 // The overloads for float and double stay visible beside those for Vec.
 using ::fastdistill::exp;
 using ::fastdistill::log;
+using ::fastdistill::max;
 using ::fastdistill::select;
 using ::fastdistill::tanh;
 
 // ---- the primitives of scalar_math.h ----------------------------------------------------------
 
-FD_INLINE Vec round_to_int(Vec x) { return (x + Vec(12582912.0)) - Vec(12582912.0); }
-FD_INLINE Vec scale_by_pow2(Vec x, Vec n) {
-  return x * Vec((FloatLanes)((__builtin_convertvector(n.lanes, IntLanes) + 127) << 23));
-}
+FD_INLINE Vec pow2(Vec biased) { return (FloatLanes)((WordLanes)biased.lanes << 23); }
 FD_INLINE void split_pow2(Vec x, Vec& mantissa, Vec& exponent) {
   const IntLanes shifted = (IntLanes)x.lanes - 0x3f3504f3;
   exponent = __builtin_convertvector(shifted >> 23, FloatLanes);

@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 
 ROW_STATS: int
+ROW_METRICS: int
 COMPILER: str
 VERSION: str
 
@@ -59,6 +60,7 @@ def run(
     soft: int = ...,
     hard: int = ...,
     stats: int = ...,
+    metrics: int = ...,
     grad_soft: int = ...,
     grad_hard: int = ...,
     gradient: Logits | None = ...,

@@ -27,6 +27,7 @@ from .divergences import (
 )
 from .functional import distillation_loss, linear_distillation_loss
 from .losses import DistillationLoss, LinearDistillationLoss
+from .metrics import Metrics
 from .teachers import SampledTeacher, TeacherHead, TeacherLogits, TopKTeacher
 
 __version__: str = _C.VERSION
@@ -38,6 +39,7 @@ __all__ = [
     "ForwardKL",
     "JensenShannon",
     "LinearDistillationLoss",
+    "Metrics",
     "NegativeLogAcceptance",
     "Renyi",
     "ReverseKL",

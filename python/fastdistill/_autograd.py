@@ -1,7 +1,8 @@
 """Autograd around the ops. No mathematics here: the ops return values and gradients.
 
 ``rows`` stands for the teacher's tensors, the labels and the mask, ``options`` for the spec and the
-dtypes, both in the order in which every op takes them.
+dtypes, both in the order in which every op takes them. Every Function also returns the table of
+metrics (N, M), without gradient; M = 0 where they are not wanted.
 """
 
 from __future__ import annotations
@@ -18,26 +19,31 @@ _fd = torch.ops.fastdistill
 
 
 class RowLosses(torch.autograd.Function):
-    """(soft, hard) of each row from the student's logits; the backward reads the logits again."""
+    """(soft, hard, metrics) of each row from the student's logits; the backward reads the logits again."""
 
     @staticmethod
     def forward(
-        ctx: Any, student: Tensor, options: tuple[Any, ...], *rows: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        soft, hard, stats = _fd.rows_forward(student, *rows, *options)
+        ctx: Any, student: Tensor, with_metrics: bool, options: tuple[Any, ...], *rows: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        soft, hard, metrics, stats = _fd.rows_forward(student, *rows, with_metrics, *options)
         ctx.save_for_backward(student, *rows, stats)
+        ctx.mark_non_differentiable(metrics)
         ctx.options, ctx.rows = options, len(rows)
-        return soft, hard
+        return soft, hard, metrics
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        grads = (grad.contiguous() for grad in upstream)
-        return _fd.rows_backward(*ctx.saved_tensors, *grads, *ctx.options), None, *[None] * ctx.rows
+    def backward(
+        ctx: Any, grad_soft: Tensor, grad_hard: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        gradient = _fd.rows_backward(
+            *ctx.saved_tensors, grad_soft.contiguous(), grad_hard.contiguous(), *ctx.options
+        )
+        return gradient, None, None, *[None] * ctx.rows
 
 
 class LinearRowLosses(torch.autograd.Function):
-    """(soft, hard) of each row from hidden states and a head; the backward makes the logits again."""
+    """(soft, hard, metrics) of each row from hidden states and a head; the backward makes the logits again."""
 
     @staticmethod
     def forward(
@@ -46,30 +52,36 @@ class LinearRowLosses(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         chunk_size: int | None,
+        with_metrics: bool,
         options: tuple[Any, ...],
         *rows: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         inputs = (hidden, weight, bias, *rows)
-        soft, hard, *_ = _fd.linear(*inputs, None, None, [False] * 3, chunk_size, *options)
+        soft, hard, metrics, *_ = _fd.linear(
+            *inputs, None, None, [False] * 3, chunk_size, with_metrics, *options
+        )
         ctx.save_for_backward(*inputs)
+        ctx.mark_non_differentiable(metrics)
         ctx.chunk_size, ctx.options, ctx.rows = chunk_size, options, len(rows)
-        return soft, hard
+        return soft, hard, metrics
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_soft: Tensor, grad_hard: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
         wanted = list(ctx.needs_input_grad[:3])
-        grads = (grad.contiguous() for grad in upstream)
         *_, by_hidden, by_weight, by_bias = _fd.linear(
-            *ctx.saved_tensors, *grads, wanted, ctx.chunk_size, *ctx.options
-        )
-        return *_only(wanted, by_hidden, by_weight, by_bias), None, None, *[None] * ctx.rows
+            *ctx.saved_tensors, grad_soft.contiguous(), grad_hard.contiguous(), wanted,
+            ctx.chunk_size, False, *ctx.options,
+        )  # fmt: skip
+        return *_only(wanted, by_hidden, by_weight, by_bias), None, None, None, *[None] * ctx.rows
 
 
 class LinearLoss(torch.autograd.Function):
     """sum(soft_factor * soft + hard_factor * hard), with its gradients made in the same pass.
 
-    Returns that sum, and soft and hard themselves without gradient. ``wanted`` says which of the
+    Returns that sum, and soft, hard and metrics themselves without gradient. ``wanted`` says which of the
     gradients by hidden, weight and bias are made.
     """
 
@@ -83,22 +95,24 @@ class LinearLoss(torch.autograd.Function):
         hard_factor: Tensor,
         wanted: list[bool],
         chunk_size: int | None,
+        with_metrics: bool,
         options: tuple[Any, ...],
         *rows: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        soft, hard, *gradients = _fd.linear(
-            hidden, weight, bias, *rows, soft_factor, hard_factor, wanted, chunk_size, *options
-        )
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        soft, hard, metrics, *gradients = _fd.linear(
+            hidden, weight, bias, *rows, soft_factor, hard_factor, wanted, chunk_size, with_metrics,
+            *options,
+        )  # fmt: skip
         ctx.save_for_backward(*gradients)
-        ctx.mark_non_differentiable(soft, hard)
+        ctx.mark_non_differentiable(soft, hard, metrics)
         ctx.wanted, ctx.rows = wanted, len(rows)
-        return (soft_factor * soft + hard_factor * hard).sum(), soft, hard
+        return (soft_factor * soft + hard_factor * hard).sum(), soft, hard, metrics
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (_scaled(gradient, grad_loss) for gradient in ctx.saved_tensors)
-        return *_only(ctx.wanted, *scaled), *[None] * (5 + ctx.rows)
+        return *_only(ctx.wanted, *scaled), *[None] * (6 + ctx.rows)
 
 
 def _only(wanted: list[bool], *gradients: Tensor) -> list[Tensor | None]:

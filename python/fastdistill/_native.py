@@ -93,16 +93,27 @@ def fresh(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
     return tensor
 
 
+class Values(NamedTuple):
+    """Per-row results, float64: the divergence, the cross entropy, and the metrics of metrics.py."""
+
+    soft: Tensor  # (N,)
+    hard: Tensor  # (N,) zero without labels
+    metrics: Tensor  # (N, M), M = 0 where they are not wanted
+
+    @staticmethod
+    def zeros(rows: int, with_metrics: bool) -> Values:
+        columns = _C.ROW_METRICS if with_metrics else 0
+        shapes = ((rows,), (rows,), (rows, columns))
+        return Values(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+
+    def rows(self, index: slice) -> Values:
+        """Views of these rows."""
+        return Values(self.soft[index], self.hard[index], self.metrics[index])
+
+
 def new_stats(rows: int) -> Tensor:
     """Space for what the backward needs of each row."""
     return torch.empty(rows, _C.ROW_STATS, dtype=torch.float64)
-
-
-class Values(NamedTuple):
-    """Per-row results in nats, float64: the divergence and, with labels, the cross entropy."""
-
-    soft: Tensor
-    hard: Tensor
 
 
 def run_rows(
@@ -139,6 +150,7 @@ def run_rows(
         counted=_pointer(counted),
         soft=0 if values is None else values.soft.data_ptr(),
         hard=0 if values is None else values.hard.data_ptr(),
+        metrics=0 if values is None or not values.metrics.numel() else values.metrics.data_ptr(),
         stats=_pointer(stats),
         grad_soft=_pointer(grad_soft),
         grad_hard=_pointer(grad_hard),

@@ -31,7 +31,10 @@ _ROWS = f"{TEACHER_SCHEMA}, Tensor? labels, Tensor? counted"
 _SPEC = f"{SPEC_SCHEMA}, {HEAD_SCHEMA}"
 _SPEC_FIELDS = len(RowSpec._fields)
 
-_LIBRARY.define(f"rows_forward(Tensor student, {_ROWS}, {_SPEC}) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define(
+    f"rows_forward(Tensor student, {_ROWS}, bool with_metrics, {_SPEC}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
 _LIBRARY.define(
     f"rows_backward(Tensor student, {_ROWS}, Tensor stats, Tensor grad_soft, Tensor grad_hard, "
     f"{_SPEC}) -> Tensor"
@@ -39,7 +42,7 @@ _LIBRARY.define(
 _LIBRARY.define(
     f"linear(Tensor hidden, Tensor weight, Tensor? bias, {_ROWS}, "
     "Tensor? grad_soft, Tensor? grad_hard, bool[] wanted, int? chunk_size, "
-    f"{_SPEC}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"bool with_metrics, {_SPEC}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -74,23 +77,17 @@ def _outside_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _empty_values(rows: int) -> Values:
-    return Values(
-        torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
-    )
-
-
 def _part(tensor: Tensor | None, rows: slice | Tensor) -> Tensor | None:
     return None if tensor is None else tensor[rows]
 
 
-def _rows_forward(student: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _rows_forward(student: Tensor, *args: Any) -> tuple[Tensor, ...]:
     teacher = TeacherTensors(*args[:_TEACHER_FIELDS])
-    labels, counted, *options = args[_TEACHER_FIELDS:]
+    labels, counted, with_metrics, *options = args[_TEACHER_FIELDS:]
     spec, dtypes = _split_options(options)
     _check_data(teacher, labels, counted, spec.vocab)
     count = student.shape[:-1].numel()
-    values, stats = _empty_values(count), new_stats(count)
+    values, stats = Values.zeros(count, with_metrics), new_stats(count)
     for rows, own, other in matched_rows(student, teacher, spec, dtypes):
         run_rows(
             "forward",
@@ -99,10 +96,10 @@ def _rows_forward(student: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
             other,
             labels=_part(labels, rows),
             counted=_part(counted, rows),
-            values=Values(values.soft[rows], values.hard[rows]),
+            values=values.rows(rows),
             stats=stats[rows],
         )
-    return values.soft, values.hard, stats
+    return *values, stats
 
 
 def _rows_backward(student: Tensor, *args: Any) -> Tensor:
@@ -156,7 +153,9 @@ class _LinearGradients:
 
 def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     teacher = TeacherTensors(*args[:_TEACHER_FIELDS])
-    labels, counted, grad_soft, grad_hard, wanted, chunk_size, *options = args[_TEACHER_FIELDS:]
+    labels, counted, grad_soft, grad_hard, wanted, chunk_size, with_metrics, *options = args[
+        _TEACHER_FIELDS:
+    ]
     spec, dtypes = _split_options(options)
     _check_data(teacher, labels, counted, spec.vocab)
     rows = hidden.shape[:-1].numel()
@@ -168,14 +167,14 @@ def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> 
         chunk_size or chunk_rows(rows, spec.vocab, buffers, precision.gemm.itemsize),
         max(1, index.numel()),
     )
-    values = _empty_values(rows)
+    values = Values.zeros(rows, with_metrics)
     gradients = _LinearGradients(hidden, weight, head, wanted)
     _run_chunks(
         hidden, head, TeacherRows(teacher, spec, dtypes, chunk), spec, index.split(chunk),
         fresh(weight, chunk, spec.vocab, dtype=precision.gemm), labels, values,
         (grad_soft, grad_hard) if any(wanted) else None, gradients,
     )  # fmt: skip
-    return values.soft, values.hard, *gradients.results(hidden, weight)
+    return *values, *gradients.results(hidden, weight)
 
 
 def _run_chunks(
@@ -197,7 +196,7 @@ def _run_chunks(
         own_hidden = head.operand(take_rows(hidden, rows))
         logits = buffer[: rows.numel()]
         head.logits(own_hidden, logits)
-        chunk_values = _empty_values(rows.numel())
+        chunk_values = Values.zeros(rows.numel(), values.metrics.shape[1] > 0)
         run_rows(
             "forward" if upstream is None else "fused",
             spec,
@@ -209,15 +208,22 @@ def _run_chunks(
             grad_hard=None if upstream is None else upstream[1][rows],
             gradient=None if upstream is None else logits,
         )
-        values.soft[rows], values.hard[rows] = chunk_values
+        for total, part in zip(values, chunk_values, strict=True):
+            total[rows] = part
         if upstream is not None:
             gradients.add(rows, own_hidden, logits)
 
 
-def _fake_rows_forward(student: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    rows = student.shape[:-1].numel()
-    soft = student.new_empty(rows, dtype=torch.float64)
-    return soft, torch.empty_like(soft), soft.new_empty(rows, _C.ROW_STATS)
+def _fake_values(like: Tensor, with_metrics: bool) -> tuple[Tensor, ...]:
+    rows = like.shape[:-1].numel()
+    soft = like.new_empty(rows, dtype=torch.float64)
+    columns = _C.ROW_METRICS if with_metrics else 0
+    return soft, torch.empty_like(soft), soft.new_empty(rows, columns)
+
+
+def _fake_rows_forward(student: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    values = _fake_values(student, args[_TEACHER_FIELDS + 2])
+    return *values, values[0].new_empty(values[0].shape[0], _C.ROW_STATS)
 
 
 def _fake_rows_backward(student: Tensor, *_: Any) -> Tensor:
@@ -226,14 +232,12 @@ def _fake_rows_backward(student: Tensor, *_: Any) -> Tensor:
 
 def _fake_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     wanted = args[_TEACHER_FIELDS + 4]
-    rows = hidden.shape[:-1].numel()
-    soft = hidden.new_empty(rows, dtype=torch.float64)
     shapes = (hidden.shape, weight.shape, weight.shape[:1])
     gradients = (
         (hidden if i == 0 else weight).new_empty(shape if want else (0,))
         for i, (shape, want) in enumerate(zip(shapes, wanted, strict=True))
     )
-    return soft, torch.empty_like(soft), *gradients
+    return *_fake_values(hidden, args[_TEACHER_FIELDS + 6]), *gradients
 
 
 def _no_cuda(*_: Any) -> Any:

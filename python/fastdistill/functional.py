@@ -13,6 +13,7 @@ from ._native import RowSpec
 from ._options import LossOptions, Reduction, check_leading_shape, common_vocab
 from ._rows import TeacherTensors
 from .divergences import Divergence, ForwardKL
+from .metrics import Metrics, reduce_metrics
 from .teachers import (
     SampledTeacher,
     Teacher,
@@ -61,7 +62,8 @@ def distillation_loss(
     student_softcap: float | None = None,
     student_scale: float = 1.0,
     student_valid_vocab: int | None = None,
-) -> Tensor:
+    return_metrics: bool = False,
+) -> Tensor | tuple[Tensor, Metrics]:
     """Distillation loss between student logits and a teacher, in nats per token.
 
     A row's loss is ``soft_weight * divergence + hard_weight * cross_entropy``, the divergence at
@@ -86,9 +88,11 @@ def distillation_loss(
         student_softcap: student logits are ``c * tanh(scale * logits / c)``.
         student_scale: logit scale, applied before the softcap.
         student_valid_vocab: ids ``>= student_valid_vocab`` do not exist, on either side.
+        return_metrics: also return :class:`Metrics`, at the cost of one more sweep over each row.
 
     Returns:
-        The loss, float32 (float64 for float64 logits). Zero, with zero gradients, if no token counts.
+        The loss, float32 (float64 for float64 logits), or ``(loss, Metrics)``. The loss is zero, with
+        zero gradients, if no token counts.
 
     Raises:
         ValueError: shapes, ranges and contradictory arguments. TypeError: wrong types.
@@ -105,9 +109,12 @@ def distillation_loss(
         options, student_logits.shape, student_logits.dtype, teacher, labels, mask, weights,
         num_items, HeadDtypes(_autocast_dtype(student_logits), None),
     )  # fmt: skip
-    soft, hard = RowLosses.apply(student_logits, batch.options, *batch.rows)
-    rows = _combine(options, batch, soft, hard)
-    return _reduce(options, batch, rows, student_logits.shape[:-1]).to(_loss_dtype(student_logits))
+    soft, hard, table = RowLosses.apply(
+        student_logits, return_metrics, batch.options, *batch.rows
+    )
+    loss = _reduce(options, batch, soft, hard, student_logits.shape[:-1])
+    loss = loss.to(_loss_dtype(student_logits))
+    return (loss, _metrics(batch, soft, hard, table)) if return_metrics else loss
 
 
 def linear_distillation_loss(
@@ -132,7 +139,8 @@ def linear_distillation_loss(
     student_softcap: float | None = None,
     student_scale: float = 1.0,
     student_valid_vocab: int | None = None,
-) -> Tensor:
+    return_metrics: bool = False,
+) -> Tensor | tuple[Tensor, Metrics]:
     """:func:`distillation_loss` of ``student_hidden @ student_weight.T + student_bias``.
 
     No (N, V) tensor exists, in forward or backward, for student or teacher: the loss and the
@@ -167,18 +175,21 @@ def linear_distillation_loss(
     )  # fmt: skip
     head = (student_hidden, student_weight, student_bias)
     if reduction == "none":
-        soft, hard = LinearRowLosses.apply(*head, chunk_size, batch.options, *batch.rows)
-        loss = _reduce(options, batch, _combine(options, batch, soft, hard), shape[:-1])
+        soft, hard, table = LinearRowLosses.apply(
+            *head, chunk_size, return_metrics, batch.options, *batch.rows
+        )
+        loss = _reduce(options, batch, soft, hard, shape[:-1])
     else:
         scale = batch.weights / (batch.denominator if reduction == "mean" else 1.0)
         wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in head]
-        loss, _, _ = LinearLoss.apply(
+        loss, soft, hard, table = LinearLoss.apply(
             *head, options.soft_factor * scale, options.hard_weight * scale, wanted, chunk_size,
-            batch.options, *batch.rows,
+            return_metrics, batch.options, *batch.rows,
         )  # fmt: skip
         if batch.entropy is not None:
             loss = loss + options.soft_factor * (scale * batch.entropy).sum()
-    return loss.to(_loss_dtype(student_weight))
+    loss = loss.to(_loss_dtype(student_weight))
+    return (loss, _metrics(batch, soft, hard, table)) if return_metrics else loss
 
 
 # ---- checks -----------------------------------------------------------------------------------
@@ -397,17 +408,30 @@ def _sampled(options: LossOptions, teacher: SampledTeacher) -> tuple[Tensor, Non
 # ---- reduction --------------------------------------------------------------------------------
 
 
-def _combine(options: LossOptions, batch: _Batch, soft: Tensor, hard: Tensor) -> Tensor:
-    """Row losses (N,), weighted."""
-    if batch.entropy is not None:
-        soft = soft + batch.entropy
-    return batch.weights * (options.soft_factor * soft + options.hard_weight * hard)
+def _soft(batch: _Batch, soft: Tensor) -> Tensor:
+    """The divergence of each row, completed where the teacher is a sample."""
+    return soft if batch.entropy is None else soft + batch.entropy
 
 
 def _reduce(
-    options: LossOptions, batch: _Batch, rows: Tensor, leading: tuple[int, ...]
+    options: LossOptions, batch: _Batch, soft: Tensor, hard: Tensor, leading: tuple[int, ...]
 ) -> Tensor:
+    """The loss from the values of the rows (N,)."""
+    rows = options.soft_factor * _soft(batch, soft) + options.hard_weight * hard
+    rows = batch.weights * rows
     if options.reduction == "none":
         return rows.reshape(leading)
     total = rows.sum()
     return total if options.reduction == "sum" else total / batch.denominator
+
+
+def _metrics(batch: _Batch, soft: Tensor, hard: Tensor, table: Tensor) -> Metrics:
+    return reduce_metrics(
+        _soft(batch, soft),
+        hard if batch.labels is not None else None,
+        table,
+        batch.weights,
+        batch.denominator,
+        counted=batch.counted,
+        listed=batch.teacher.ids is not None,
+    )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._options import LossOptions
 from .functional import distillation_loss, linear_distillation_loss
+from .metrics import Metrics
 from .teachers import Teacher
 
 
@@ -38,10 +39,11 @@ class DistillationLoss(nn.Module):
         mask: Tensor | None = None,
         weights: Tensor | None = None,
         num_items: float | Tensor | None = None,
-    ) -> Tensor:
+        return_metrics: bool = False,
+    ) -> Tensor | tuple[Tensor, Metrics]:
         return distillation_loss(
             student_logits, teacher, labels, mask=mask, weights=weights, num_items=num_items,
-            **self.config,
+            return_metrics=return_metrics, **self.config,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -79,10 +81,11 @@ class LinearDistillationLoss(nn.Module):
         mask: Tensor | None = None,
         weights: Tensor | None = None,
         num_items: float | Tensor | None = None,
-    ) -> Tensor:
+        return_metrics: bool = False,
+    ) -> Tensor | tuple[Tensor, Metrics]:
         return linear_distillation_loss(
             student_hidden, student_weight, teacher, labels, student_bias=student_bias, mask=mask,
-            weights=weights, num_items=num_items, **self.config,
+            weights=weights, num_items=num_items, return_metrics=return_metrics, **self.config,
         )  # fmt: skip
 
     def extra_repr(self) -> str:

@@ -1,0 +1,132 @@
+"""What the tests iterate, and makers of their inputs. Everything is determined by its arguments."""
+
+from dataclasses import fields, replace
+
+import torch
+
+import fastdistill as fd
+
+DIVERGENCES = (
+    fd.ForwardKL(),
+    fd.ReverseKL(),
+    fd.SymmetricKL(),
+    fd.SymmetricKL(0.0),
+    fd.SymmetricKL(0.3),
+    fd.SymmetricKL(1.0),
+    fd.JensenShannon(),
+    fd.JensenShannon(0.1),
+    fd.JensenShannon(0.9),
+    fd.SkewForwardKL(),
+    fd.SkewForwardKL(0.7),
+    fd.SkewReverseKL(),
+    fd.SkewReverseKL(0.7),
+    fd.TotalVariation(),
+    fd.NegativeLogAcceptance(),
+    fd.Renyi(0.5),
+    fd.Renyi(2.0),
+    fd.AlphaBeta(0.5, 0.7),
+    fd.AlphaBeta(1.5, 0.5),
+)
+# One of each class: for what does not depend on the parameters.
+CLASSES = tuple({type(d): d for d in reversed(DIVERGENCES)}.values())[::-1]
+KINKED = (fd.TotalVariation, fd.NegativeLogAcceptance)  # not differentiable where p = q
+# f-divergences and monotone functions of one: merging tokens cannot increase them.
+MONOTONE = tuple(d for d in DIVERGENCES if not isinstance(d, fd.AlphaBeta))
+SYMMETRIC = (
+    fd.SymmetricKL(),
+    fd.JensenShannon(),
+    fd.TotalVariation(),
+    fd.NegativeLogAcceptance(),
+    fd.Renyi(0.5),
+    fd.AlphaBeta(0.8, 0.8),
+)
+
+TEACHERS = ("logits", "head", "bucket", "renormalize", "zero", "uniform", "sampled")
+TAILS = ("bucket", "renormalize", "zero", "uniform")
+
+
+def accepts(teacher: str, divergence: fd.Divergence) -> bool:
+    if teacher == "sampled":
+        return isinstance(divergence, fd.ForwardKL)
+    return teacher != "zero" or not divergence.needs_teacher_support
+
+
+CASES = tuple((d, teacher) for d in DIVERGENCES for teacher in TEACHERS if accepts(teacher, d))
+LISTED_CASES = tuple((d, teacher) for d, teacher in CASES if teacher in TAILS)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# A vector holds 4, 8 or 16 floats: sizes below, at and above each, and above two of the widest. A tile
+# holds 1024: a part of one, and two with a rest of less than a vector.
+VOCABS = (1, 7, 8, 9, 15, 16, 17, 31, 33, 1000, 2051)
+
+
+def randn(*shape, seed=0, scale=1.0, dtype=torch.float32):
+    """Normal numbers that are the same, up to rounding, in every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def top_k(log_p, k, *, seed=1, empty_slot=False, **options):
+    """A TopKTeacher of the k largest log_p (..., V), in random order, one slot left empty if asked."""
+    log_probs, ids = log_p.topk(k, -1)
+    order = torch.randperm(k, generator=torch.Generator().manual_seed(seed))
+    ids, log_probs = ids[..., order], log_probs[..., order]
+    if empty_slot:
+        ids, log_probs = ids.clone(), log_probs.clone()
+        ids[..., k // 2], log_probs[..., k // 2] = -1, 0.5  # whatever stands beside an id of -1
+    return fd.TopKTeacher(ids, log_probs, **options)
+
+
+def make_teacher(kind, *shape, temperature=1.0, seed=1, scale=2.0, dtype=torch.float32, **transform):
+    """A teacher of a student of that shape (..., V); lists are in float32, float64 for float64."""
+    *leading, vocab = shape
+    if kind == "head":
+        hidden = randn(*leading, 6, seed=seed, dtype=dtype)
+        weight = randn(vocab, 6, seed=seed + 1, scale=scale / 2, dtype=dtype)
+        return fd.TeacherHead(hidden, weight, randn(vocab, seed=seed + 2, dtype=dtype), **transform)
+    logits = randn(*shape, seed=seed, scale=scale, dtype=dtype)
+    if kind == "logits":
+        return fd.TeacherLogits(logits, **transform)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    log_p = torch.log_softmax(logits.double() / temperature, -1).to(wide)
+    k = max(1, min(vocab // 3, 40))
+    if kind == "sampled":
+        ids = torch.argsort(randn(*shape, seed=seed + 3), -1)[..., :k]  # distinct, some unlikely
+        return fd.SampledTeacher(ids, log_p.gather(-1, ids).exp() * 1.3)
+    return top_k(log_p, k, tail=kind, temperature=temperature, empty_slot=k > 2)
+
+
+def double(teacher):
+    """The same teacher in float64."""
+    wide = {
+        f.name: value.double()
+        for f in fields(teacher)
+        if isinstance(value := getattr(teacher, f.name), torch.Tensor) and value.is_floating_point()
+    }
+    return replace(teacher, **wide)
+
+
+def run(function, inputs, teacher, labels=None, *, upstream=None, **config):
+    """(loss, gradient by each input) of one call; `inputs` are the student's tensors by name."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
+    loss = function(**leaves, teacher=teacher, labels=labels, **config)
+    if upstream is None and loss.dim() > 0:
+        upstream = torch.linspace(0.5, 1.5, loss.numel(), dtype=loss.dtype).view(loss.shape)
+    return loss.detach(), *torch.autograd.grad(loss, tuple(leaves.values()), upstream)
+
+
+def truth(function, inputs, teacher, labels=None, **config):
+    """`run` of the reference in float64 on the same numbers."""
+    wide = {name: tensor.double() for name, tensor in inputs.items()}
+    return run(function, wide, double(teacher), labels, **config)
+
+
+def worst_error(value, true):
+    """Largest error as a part of the largest true magnitude, of elements that are not infinite."""
+    finite = true.isfinite()
+    assert torch.equal(value.double()[~finite], true[~finite])
+    if not finite.any():
+        return 0.0
+    error = (value.double() - true)[finite].abs().max()
+    return float(error / true[finite].abs().max().clamp_min(1e-30))

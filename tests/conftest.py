@@ -1,0 +1,39 @@
+"""Parametrises every test by the lists of ``cases``: a test asks for an axis by naming it."""
+
+import cases
+import hypothesis
+import pytest
+
+import fastdistill as fd
+
+# No database: examples are derived from the test itself, the same on every machine.
+hypothesis.settings.register_profile("laws", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("laws")
+
+AXES = {
+    "divergence": cases.DIVERGENCES,
+    "case": cases.CASES,
+    "listed_case": cases.LISTED_CASES,
+    "kind": cases.TEACHERS,
+    "dtype": cases.DTYPES,
+    "vocab": cases.VOCABS,
+}
+
+
+def label(value):
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def pytest_generate_tests(metafunc):
+    for name, values in AXES.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, values, ids=label)
+
+
+@pytest.fixture(params=fd._C.available_isas())
+def isa(request):
+    """Runs the test on each instruction set that this machine has."""
+    before = fd._C.current_isa()
+    fd._C.select_isa(request.param)
+    yield request.param
+    fd._C.select_isa(before)

@@ -1,0 +1,152 @@
+"""Our error against float64 is not larger than that of plain torch in the same dtype."""
+
+import pytest
+import torch
+from cases import TEACHERS, accepts, double, make_teacher, randn, run, truth, worst_error
+
+import fastdistill as fd
+from fastdistill import reference
+
+# One rounding of the gradient to its storage, and some of the arithmetic.
+ROUNDING = {
+    torch.float64: 1e-14,
+    torch.float32: 1e-6,
+    torch.float16: 2.0**-11 + 1e-6,
+    torch.bfloat16: 2.0**-8 + 1e-6,
+}
+
+
+def assert_not_worse(function, inputs, teacher, labels=None, **config):
+    """Values and all gradients; torch's own error is a licence for no more than the same."""
+    name = function.__name__
+    ours = run(function, inputs, teacher, labels, reduction="none", **config)
+    theirs = run(getattr(reference, name), inputs, teacher, labels, reduction="none", **config)
+    true = truth(getattr(reference, name), inputs, teacher, labels, reduction="none", **config)
+    dtype = next(iter(inputs.values())).dtype
+    arithmetic = torch.promote_types(dtype, torch.float32)
+    for what, own, other, exact in zip(("value", *inputs), ours, theirs, true, strict=True):
+        assert own.dtype == (arithmetic if what == "value" else dtype)
+        rounding = ROUNDING[arithmetic if what == "value" else dtype]
+        allowed = max(worst_error(other, exact), rounding)
+        assert worst_error(own, exact) <= 1.1 * allowed, what
+
+
+def test_logits_loss(case, dtype, isa):
+    divergence, kind = case
+    teacher = make_teacher(kind, 2, 3, 33, dtype=dtype)
+    assert_not_worse(
+        fd.distillation_loss,
+        {"student_logits": randn(2, 3, 33, scale=2.0, dtype=dtype)},
+        teacher,
+        divergence=divergence,
+    )
+
+
+@pytest.mark.parametrize("form", ["logits", "renormalize", "bucket"])
+def test_vocabulary_sizes(divergence, vocab, form, isa):
+    """Dense rows, short rows, and rows with a tail, around the widths of vectors and tiles."""
+    assert_not_worse(
+        fd.distillation_loss,
+        {"student_logits": randn(3, vocab, scale=2.0)},
+        make_teacher(form, 3, vocab),
+        divergence=divergence,
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.3, 4.0])
+def test_all_options_at_once(case, temperature, isa):
+    """Softcap, scale, temperature and hard labels on both sides; a padded vocabulary."""
+    divergence, kind = case
+    if kind == "sampled":
+        temperature = 1.0  # the only one it has
+    dense = {"softcap": 5.0, "scale": 1.3, "valid_vocab": 29} if kind in ("logits", "head") else {}
+    width = 33 if dense else 29
+    teacher = make_teacher(kind, 4, width, temperature=temperature, **dense)
+    assert_not_worse(
+        fd.distillation_loss,
+        {"student_logits": randn(4, 33, scale=2.0)},
+        teacher,
+        torch.tensor([0, 28, -100, 13]),
+        divergence=divergence,
+        temperature=temperature,
+        soft_weight=0.7,
+        hard_weight=0.4,
+        scale_by_temperature_squared=True,
+        student_softcap=4.0,
+        student_scale=0.8,
+        student_valid_vocab=29,
+        mask=torch.tensor([True, True, True, False]),
+        weights=torch.tensor([0.5, 2.0, 1.0, 1.0]),
+    )
+
+
+def linear_inputs(rows, width, vocab, dtype=torch.float32, bias=True):
+    inputs = {
+        "student_hidden": randn(rows, width, dtype=dtype),
+        "student_weight": randn(vocab, width, seed=7, scale=0.5, dtype=dtype),
+        "student_bias": randn(vocab, seed=8, dtype=dtype),
+    }
+    if not bias:
+        del inputs["student_bias"]
+    return inputs
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_linear_loss(case, dtype, bias):
+    divergence, kind = case
+    assert_not_worse(
+        fd.linear_distillation_loss,
+        linear_inputs(7, 13, 33, dtype, bias),
+        make_teacher(kind, 7, 33, dtype=dtype),
+        divergence=divergence,
+        chunk_size=3,
+    )
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_linear_loss_with_all_options(kind, isa, reduction):
+    """The mean makes its gradients in the forward pass, the row losses in the backward."""
+    dense = {"softcap": 5.0, "scale": 1.3, "valid_vocab": 29} if kind in ("logits", "head") else {}
+    temperature = 1.0 if kind == "sampled" else 2.0
+    teacher = make_teacher(kind, 7, 33 if dense else 29, temperature=temperature, **dense)
+    inputs = linear_inputs(7, 13, 33)
+    labels = torch.tensor([0, 28, -100, 13, 1, 2, 3])
+    config = {
+        "temperature": temperature,
+        "hard_weight": 0.4,
+        "student_softcap": 4.0,
+        "student_scale": 0.8,
+        "student_valid_vocab": 29,
+        "weights": torch.linspace(0.5, 2.0, 7),
+        "reduction": reduction,
+    }
+    ours = run(fd.linear_distillation_loss, inputs, teacher, labels, chunk_size=2, **config)
+    true = truth(reference.linear_distillation_loss, inputs, teacher, labels, **config)
+    for own, exact in zip(ours, true, strict=True):
+        assert worst_error(own, exact) < 2e-6
+
+
+@pytest.mark.parametrize("mixed", [torch.bfloat16, torch.float64])
+def test_teacher_of_another_dtype(kind, mixed):
+    """The arithmetic is the student's; the teacher's storage adds no rounding of its own."""
+    teacher = make_teacher(kind, 4, 33, dtype=mixed)
+    student = {"student_logits": randn(4, 33)}
+    ours = run(fd.distillation_loss, student, teacher)
+    true = truth(reference.distillation_loss, student, teacher)
+    # A bfloat16 head makes logits that are rounded to bfloat16 where F.linear does so too.
+    limit = 1e-2 if kind == "head" and mixed == torch.bfloat16 else 2e-6
+    for own, exact in zip(ours, true, strict=True):
+        assert worst_error(own, exact) < limit
+
+
+@pytest.mark.parametrize("kind_", [k for k in TEACHERS if k not in ("logits", "head")])
+def test_lists_keep_float64(kind_):
+    """A float64 list is not rounded on its way to a float64 student."""
+    teacher = make_teacher(kind_, 4, 33, dtype=torch.float64)
+    student = {"student_logits": randn(4, 33, dtype=torch.float64)}
+    divergence = fd.ForwardKL()
+    assert accepts(kind_, divergence)
+    ours = run(fd.distillation_loss, student, teacher, divergence=divergence)
+    true = truth(reference.distillation_loss, student, double(teacher), divergence=divergence)
+    for own, exact in zip(ours, true, strict=True):
+        assert worst_error(own, exact) < 1e-14
