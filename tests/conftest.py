@@ -3,12 +3,16 @@
 import cases
 import hypothesis
 import pytest
+import torch
 
 import fastdistill as fd
 
 # No database: examples are derived from the test itself, the same on every machine.
 hypothesis.settings.register_profile("laws", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("laws")
+
+# The tensors of most tests are tiny: torch's threads would do nothing but wait for each other.
+torch.set_num_threads(1)
 
 AXES = {
     "divergence": cases.DIVERGENCES,

@@ -23,7 +23,11 @@ class RowLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, student: Tensor, with_metrics: bool, options: tuple[Any, ...], *rows: Tensor | None
+        ctx: Any,
+        student: Tensor,
+        with_metrics: bool,
+        options: tuple[Any, ...],
+        *rows: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         soft, hard, metrics, stats = _fd.rows_forward(student, *rows, with_metrics, *options)
         ctx.save_for_backward(student, *rows, stats)
@@ -32,7 +36,7 @@ class RowLosses(torch.autograd.Function):
         return soft, hard, metrics
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(
         ctx: Any, grad_soft: Tensor, grad_hard: Tensor, _: Tensor
     ) -> tuple[Tensor | None, ...]:
@@ -66,7 +70,7 @@ class LinearRowLosses(torch.autograd.Function):
         return soft, hard, metrics
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(
         ctx: Any, grad_soft: Tensor, grad_hard: Tensor, _: Tensor
     ) -> tuple[Tensor | None, ...]:
@@ -109,7 +113,7 @@ class LinearLoss(torch.autograd.Function):
         return (soft_factor * soft + hard_factor * hard).sum(), soft, hard, metrics
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (_scaled(gradient, grad_loss) for gradient in ctx.saved_tensors)
         return *_only(ctx.wanted, *scaled), *[None] * (6 + ctx.rows)

@@ -109,8 +109,11 @@ class WeightGradient:
         wide = torch.float64 if precision.gemm == torch.float64 else torch.float32
         self._shape, self._dtype, self._vocab = weight.shape, weight.dtype, vocab
         self._sum = fresh(weight, *weight.shape, dtype=wide).zero_()
-        self._narrow = None if precision.gemm == wide else fresh(weight, vocab, weight.shape[1],
-                                                                 dtype=precision.gemm)
+        self._narrow = (
+            None
+            if precision.gemm == wide
+            else fresh(weight, vocab, weight.shape[1], dtype=precision.gemm)
+        )
 
     def add(self, grad_logits: Tensor, hidden: Tensor) -> None:
         real = self._sum[: self._vocab]

@@ -52,7 +52,7 @@ class TopKRows(NamedTuple):
 
     def check_ids(self, vocab: int) -> None:
         """Raise ValueError where an id is out of range or repeated in its row."""
-        bad = _C.bad_id(self._native("renormalize"), self.ids.shape[0], vocab)
+        bad = _C.bad_id(self.native("renormalize"), self.ids.shape[0], vocab)
         if bad is not None:
             row, slot, value = bad
             raise ValueError(
@@ -60,7 +60,7 @@ class TopKRows(NamedTuple):
                 f"got {value} in row {row}, slot {slot}"
             )
 
-    def _native(self, tail: str) -> _C.TopK:
+    def native(self, tail: str) -> _C.TopK:
         log_tail = self.tail_log_prob
         return _C.TopK(
             ids=self.ids.data_ptr(),
@@ -94,7 +94,7 @@ def fresh(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
 
 
 class Values(NamedTuple):
-    """Per-row results, float64: the divergence, the cross entropy, and the metrics of metrics.py."""
+    """Per-row results, float64: the divergence, the cross entropy, the metrics."""
 
     soft: Tensor  # (N,)
     hard: Tensor  # (N,) zero without labels
@@ -135,7 +135,8 @@ def run_rows(
     ``mode`` is "forward" (values, stats), "backward" (stats -> gradient) or "fused" (values and
     gradient). ``gradient`` may be ``student`` itself.
     """
-    top_k = isinstance(teacher, TopKRows)
+    top_k = teacher if isinstance(teacher, TopKRows) else None
+    dense = teacher if isinstance(teacher, Tensor) else None
     _C.run(
         mode=getattr(_C.Mode, mode),
         divergence=_KERNELS[spec.divergence],
@@ -144,8 +145,8 @@ def run_rows(
         vocab=spec.vocab,
         temperature=spec.temperature,
         student=_logits(student, spec.student_scale, spec.student_softcap),
-        teacher=None if top_k else _logits(teacher, spec.teacher_scale, spec.teacher_softcap),
-        top_k=teacher._native(spec.tail) if top_k else None,
+        teacher=None if dense is None else _logits(dense, spec.teacher_scale, spec.teacher_softcap),
+        top_k=None if top_k is None else top_k.native(spec.tail),
         labels=_pointer(labels),
         counted=_pointer(counted),
         soft=0 if values is None else values.soft.data_ptr(),

@@ -15,7 +15,7 @@ Reduction = Literal["none", "sum", "mean"]
 
 @dataclass(frozen=True)
 class LossOptions:
-    """Everything about a loss that is not a tensor of the batch. Fields as in ``distillation_loss``."""
+    """Everything about a loss but the tensors of a batch; fields as in ``distillation_loss``."""
 
     divergence: Divergence | str = field(default_factory=ForwardKL)
     temperature: float = 1.0
@@ -33,8 +33,7 @@ class LossOptions:
             object.__setattr__(self, "divergence", get_divergence(self.divergence))
         elif not isinstance(self.divergence, Divergence):
             raise TypeError(
-                "divergence must be a divergence or its name, "
-                f"got {type(self.divergence).__name__}"
+                f"divergence must be a divergence or its name, got {type(self.divergence).__name__}"
             )
         _check_positive("temperature", self.temperature)
         _check_positive("student_scale", self.student_scale)
@@ -68,7 +67,7 @@ def _check_positive(name: str, value: float) -> None:
 
 
 def common_vocab(student: int, teacher: int | None, *valid: int | None) -> int:
-    """The number of real ids: the sizes must agree unless a ``valid_vocab`` says how many there are."""
+    """The number of real ids: sizes must agree unless a ``valid_vocab`` says how many there are."""
     stated = {n for n in valid if n is not None}
     sizes = [student] if teacher is None else [student, teacher]
     if len(stated) > 1:

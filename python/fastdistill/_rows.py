@@ -37,6 +37,11 @@ TEACHER_SCHEMA = (
 )
 
 
+def part(tensor: Tensor | None, rows: slice | Tensor) -> Tensor | None:
+    """The rows of a tensor that may be absent."""
+    return None if tensor is None else tensor[rows]
+
+
 def chunk_rows(rows: int, vocab: int, buffers: int, itemsize: int) -> int:
     """Rows per chunk so that ``buffers`` chunks of logits stay within the memory budget."""
     fitting = _BUDGET_BYTES // (vocab * buffers * itemsize)
@@ -123,7 +128,7 @@ def matched_rows(
     source = TeacherRows(teacher, spec, dtypes, size)
     start = 0
     for (block,) in blocks(student):
-        for own in block.split(max(1, size)):
+        for own in torch.split(block, max(1, size)):
             stop = start + own.shape[0]
             yield slice(start, stop), own, source.rows(torch.arange(start, stop))
             start = stop

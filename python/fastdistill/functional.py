@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._autograd import LinearLoss, LinearRowLosses, RowLosses
+from ._batch import Batch, TokenArguments, prepare
 from ._head import HeadDtypes
-from ._native import RowSpec
-from ._options import LossOptions, Reduction, check_leading_shape, common_vocab
-from ._rows import TeacherTensors
+from ._options import LossOptions, Reduction
 from .divergences import Divergence, ForwardKL
 from .metrics import Metrics, reduce_metrics
-from .teachers import (
-    SampledTeacher,
-    Teacher,
-    TeacherHead,
-    TeacherLogits,
-    TopKTeacher,
-    as_teacher,
-    retemper,
-    tail_mass,
-)
+from .teachers import Teacher, TeacherLogits, as_teacher
 
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-class _Batch(NamedTuple):
-    """The per-token tensors of a call, flat, after all checks that need no data."""
-
-    teacher: TeacherTensors
-    labels: Tensor | None  # (N,) int64, only where the cross entropy is wanted
-    counted: Tensor | None  # (N,) bool; None: every row
-    weights: Tensor  # (N,) float64; zero where not counted
-    denominator: Tensor | float  # of the mean
-    entropy: Tensor | None  # (N,) what a sampled teacher's value leaves out
-    options: tuple[Any, ...]  # RowSpec and HeadDtypes, as the ops take them
-
-    @property
-    def rows(self) -> tuple[Tensor | None, ...]:
-        return *self.teacher, self.labels, self.counted
 
 
 def distillation_loss(
@@ -63,7 +37,7 @@ def distillation_loss(
     student_scale: float = 1.0,
     student_valid_vocab: int | None = None,
     return_metrics: bool = False,
-) -> Tensor | tuple[Tensor, Metrics]:
+) -> Any:
     """Distillation loss between student logits and a teacher, in nats per token.
 
     A row's loss is ``soft_weight * divergence + hard_weight * cross_entropy``, the divergence at
@@ -91,8 +65,8 @@ def distillation_loss(
         return_metrics: also return :class:`Metrics`, at the cost of one more sweep over each row.
 
     Returns:
-        The loss, float32 (float64 for float64 logits), or ``(loss, Metrics)``. The loss is zero, with
-        zero gradients, if no token counts.
+        The loss, float32 (float64 for float64 logits), or ``(loss, Metrics)``. The loss is zero,
+        with zero gradients, if no token counts.
 
     Raises:
         ValueError: shapes, ranges and contradictory arguments. TypeError: wrong types.
@@ -105,13 +79,10 @@ def distillation_loss(
     teacher = as_teacher(teacher)
     if isinstance(teacher, TeacherLogits):
         _check_same_shape(student_logits, teacher, student_valid_vocab)
-    batch = _prepare(
-        options, student_logits.shape, student_logits.dtype, teacher, labels, mask, weights,
-        num_items, HeadDtypes(_autocast_dtype(student_logits), None),
-    )  # fmt: skip
-    soft, hard, table = RowLosses.apply(
-        student_logits, return_metrics, batch.options, *batch.rows
-    )
+    tokens = TokenArguments(labels, mask, weights, num_items)
+    dtypes = HeadDtypes(_autocast_dtype(student_logits), None)
+    batch = prepare(options, student_logits.shape, student_logits.dtype, teacher, tokens, dtypes)
+    soft, hard, table = RowLosses.apply(student_logits, return_metrics, batch.options, *batch.rows)
     loss = _reduce(options, batch, soft, hard, student_logits.shape[:-1])
     loss = loss.to(_loss_dtype(student_logits))
     return (loss, _metrics(batch, soft, hard, table)) if return_metrics else loss
@@ -140,7 +111,7 @@ def linear_distillation_loss(
     student_scale: float = 1.0,
     student_valid_vocab: int | None = None,
     return_metrics: bool = False,
-) -> Tensor | tuple[Tensor, Metrics]:
+) -> Any:
     """:func:`distillation_loss` of ``student_hidden @ student_weight.T + student_bias``.
 
     No (N, V) tensor exists, in forward or backward, for student or teacher: the loss and the
@@ -149,7 +120,7 @@ def linear_distillation_loss(
 
     Args:
         student_hidden: ``(..., D_s)``, the last hidden states.
-        student_weight: ``(V, D_s)``, the head; the dtype of ``student_hidden`` unless autocast is on.
+        student_weight: ``(V, D_s)``, the head; of ``student_hidden``'s dtype unless autocast is on.
         teacher, labels: as for :func:`distillation_loss`.
         student_bias: ``(V,)``.
         chunk_size: rows per chunk; None chooses from N, V and a memory budget.
@@ -169,20 +140,19 @@ def linear_distillation_loss(
     if logits_dtype not in (None, torch.float32):
         raise ValueError(f"logits_dtype must be None or torch.float32, got {logits_dtype}")
     shape = (*student_hidden.shape[:-1], student_weight.shape[0])
-    batch = _prepare(
-        options, shape, student_weight.dtype, as_teacher(teacher), labels, mask, weights, num_items,
-        HeadDtypes(autocast, logits_dtype),
-    )  # fmt: skip
+    tokens = TokenArguments(labels, mask, weights, num_items)
+    dtypes = HeadDtypes(autocast, logits_dtype)
+    batch = prepare(options, shape, student_weight.dtype, as_teacher(teacher), tokens, dtypes)
     head = (student_hidden, student_weight, student_bias)
     if reduction == "none":
-        soft, hard, table = LinearRowLosses.apply(
+        soft, hard, table = LinearRowLosses.apply(  # type: ignore[no-untyped-call]
             *head, chunk_size, return_metrics, batch.options, *batch.rows
         )
         loss = _reduce(options, batch, soft, hard, shape[:-1])
     else:
         scale = batch.weights / (batch.denominator if reduction == "mean" else 1.0)
         wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in head]
-        loss, soft, hard, table = LinearLoss.apply(
+        loss, soft, hard, table = LinearLoss.apply(  # type: ignore[no-untyped-call]
             *head, options.soft_factor * scale, options.hard_weight * scale, wanted, chunk_size,
             return_metrics, batch.options, *batch.rows,
         )  # fmt: skip
@@ -199,9 +169,7 @@ def _check_floating(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in _FLOATING:
-        raise TypeError(
-            f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}"
-        )
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
     if tensor.dim() < 1 or tensor.shape[-1] < 1:
         raise ValueError(
             f"{name} must have shape (..., size) with size >= 1, got {tuple(tensor.shape)}"
@@ -240,38 +208,6 @@ def _check_head(
         )
 
 
-def _check_tokens(
-    leading: tuple[int, ...],
-    options: LossOptions,
-    labels: Tensor | None,
-    mask: Tensor | None,
-    weights: Tensor | None,
-    num_items: float | Tensor | None,
-) -> None:
-    for name, tensor in (("labels", labels), ("mask", mask), ("weights", weights)):
-        check_leading_shape(name, tensor, leading)
-    if labels is not None and labels.dtype != torch.int64:
-        raise TypeError(f"labels must be int64, got {labels.dtype}")
-    if mask is not None and mask.dtype != torch.bool:
-        raise TypeError(f"mask must be bool, got {mask.dtype}")
-    if weights is not None and not weights.is_floating_point():
-        raise TypeError(f"weights must be floating point, got {weights.dtype}")
-    if options.hard_weight > 0 and labels is None:
-        raise ValueError(f"hard_weight = {options.hard_weight} needs labels, got None")
-    if num_items is not None and options.reduction != "mean":
-        raise ValueError(
-            f'num_items is the divisor of reduction="mean", got reduction={options.reduction!r}'
-        )
-    if isinstance(num_items, Tensor):
-        if num_items.dim() != 0:
-            raise ValueError(f"num_items must be 0-d, got shape {tuple(num_items.shape)}")
-    elif num_items is not None and not num_items > 0:
-        raise ValueError(f"num_items must be > 0, got {num_items}")
-
-
-# ---- preparation ------------------------------------------------------------------------------
-
-
 def _autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -281,140 +217,16 @@ def _loss_dtype(student: Tensor) -> torch.dtype:
     return torch.float64 if student.dtype == torch.float64 else torch.float32
 
 
-def _prepare(
-    options: LossOptions,
-    student_shape: tuple[int, ...],
-    student_dtype: torch.dtype,
-    teacher: Teacher,
-    labels: Tensor | None,
-    mask: Tensor | None,
-    weights: Tensor | None,
-    num_items: float | Tensor | None,
-    dtypes: HeadDtypes,
-) -> _Batch:
-    leading = tuple(student_shape[:-1])
-    _check_tokens(leading, options, labels, mask, weights, num_items)
-    tensors, spec, entropy = _teacher_rows(options, student_shape, student_dtype, teacher)
-    counted = mask
-    if labels is not None:
-        kept = labels != options.ignore_index
-        counted = kept if counted is None else counted & kept
-    ones = torch.ones(leading, dtype=torch.float64) if weights is None else weights.detach().double()
-    effective = ones.flatten() if counted is None else torch.where(counted, ones, 0.0).flatten()
-    return _Batch(
-        tensors,
-        labels.flatten() if labels is not None and options.hard_weight > 0 else None,
-        None if counted is None else counted.flatten(),
-        effective,
-        _denominator(effective, num_items),
-        entropy,
-        (*spec, *dtypes),
-    )
-
-
-def _denominator(weights: Tensor, num_items: float | Tensor | None) -> Tensor | float:
-    if num_items is not None:
-        return num_items
-    total = weights.sum()
-    return torch.where(total == 0, torch.ones_like(total), total)
-
-
-def _teacher_rows(
-    options: LossOptions,
-    student_shape: tuple[int, ...],
-    student_dtype: torch.dtype,
-    teacher: Teacher,
-) -> tuple[TeacherTensors, RowSpec, Tensor | None]:
-    """The teacher as the kernels take it, its options, and the entropy that a sample leaves out."""
-    leading, vocab = tuple(student_shape[:-1]), student_shape[-1]
-    tail, scale, softcap, entropy = "bucket", 1.0, None, None
-    wide = torch.float64 if student_dtype == torch.float64 else torch.float32
-    if isinstance(teacher, (TeacherLogits, TeacherHead)):
-        is_head = isinstance(teacher, TeacherHead)
-        values = teacher.hidden if is_head else teacher.logits
-        size = teacher.weight.shape[0] if is_head else values.shape[-1]
-        check_leading_shape("teacher (leading dimensions)", values[..., 0], leading)
-        vocab = common_vocab(vocab, size, teacher.valid_vocab, options.student_valid_vocab)
-        scale, softcap = teacher.scale, teacher.softcap
-        head = (teacher.weight, teacher.bias) if is_head else (None, None)
-        tensors = TeacherTensors(values.detach(), *head)
-    else:
-        check_leading_shape("teacher ids (leading dimensions)", teacher.ids[..., 0], leading)
-        vocab = common_vocab(vocab, None, options.student_valid_vocab)
-        if isinstance(teacher, SampledTeacher):
-            tail, (log_p, tail_log_prob, entropy) = "zero", _sampled(options, teacher)
-        else:
-            tail, (log_p, tail_log_prob) = teacher.tail, _top_k(options, teacher)
-        tensors = TeacherTensors(
-            ids=teacher.ids.flatten(0, -2).to(torch.int64).contiguous()
-            if teacher.ids.dim() > 1
-            else teacher.ids.to(torch.int64).unsqueeze(0),
-            log_p=log_p.detach().to(wide).reshape(-1, log_p.shape[-1]).contiguous(),
-            tail_log_prob=None if tail_log_prob is None else tail_log_prob.detach().double().flatten(),
-        )
-    assert isinstance(options.divergence, Divergence)
-    spec = RowSpec(
-        type(options.divergence).__name__,
-        list(options.divergence.parameters),
-        tail,
-        float(options.temperature),
-        vocab,
-        float(options.student_scale),
-        float(options.student_softcap or 0.0),
-        float(scale),
-        float(softcap or 0.0),
-    )
-    return tensors, spec, entropy
-
-
-def _top_k(options: LossOptions, teacher: TopKTeacher) -> tuple[Tensor, Tensor | None]:
-    """(log_p, tail_log_prob) of a top-k teacher at the temperature of the loss."""
-    assert isinstance(options.divergence, Divergence)
-    if teacher.tail == "zero" and options.divergence.needs_teacher_support:
-        raise ValueError(
-            f'{options.divergence} is infinite where the teacher is zero: tail="zero" cannot be used '
-            'with it; use tail="bucket"'
-        )
-    ratio = teacher.temperature / options.temperature
-    if teacher.tail == "renormalize":
-        return teacher.log_probs * ratio, None
-    tail = teacher.tail_log_prob
-    if ratio == 1.0:
-        return teacher.log_probs, tail_mass(teacher.log_probs) if tail is None else tail
-    if tail is None:
-        raise ValueError(
-            f"the tail mass of a teacher listed at temperature {teacher.temperature} is not known at "
-            f'temperature {options.temperature}: give tail_log_prob or use tail="renormalize"'
-        )
-    return retemper(teacher.log_probs, ratio, tail), tail
-
-
-def _sampled(options: LossOptions, teacher: SampledTeacher) -> tuple[Tensor, None, Tensor]:
-    """(log weights, no tail, sum w log w) of a sampled teacher."""
-    if not isinstance(options.divergence, ForwardKL):
-        raise ValueError(
-            "SampledTeacher needs a divergence that is linear in the teacher (ForwardKL), "
-            f"got {options.divergence}"
-        )
-    if options.temperature != 1.0:
-        raise ValueError(
-            f"SampledTeacher weights are probabilities at temperature 1, got temperature "
-            f"{options.temperature}"
-        )
-    weights = torch.where(teacher.ids < 0, 0.0, teacher.weights.detach().double())
-    return weights.log(), None, -torch.special.xlogy(weights, weights).sum(-1).flatten()
-
-
 # ---- reduction --------------------------------------------------------------------------------
 
 
-def _soft(batch: _Batch, soft: Tensor) -> Tensor:
+def _soft(batch: Batch, soft: Tensor) -> Tensor:
     """The divergence of each row, completed where the teacher is a sample."""
     return soft if batch.entropy is None else soft + batch.entropy
 
 
 def _reduce(
-    options: LossOptions, batch: _Batch, soft: Tensor, hard: Tensor, leading: tuple[int, ...]
+    options: LossOptions, batch: Batch, soft: Tensor, hard: Tensor, leading: tuple[int, ...]
 ) -> Tensor:
     """The loss from the values of the rows (N,)."""
     rows = options.soft_factor * _soft(batch, soft) + options.hard_weight * hard
@@ -425,7 +237,7 @@ def _reduce(
     return total if options.reduction == "sum" else total / batch.denominator
 
 
-def _metrics(batch: _Batch, soft: Tensor, hard: Tensor, table: Tensor) -> Metrics:
+def _metrics(batch: Batch, soft: Tensor, hard: Tensor, table: Tensor) -> Metrics:
     return reduce_metrics(
         _soft(batch, soft),
         hard if batch.labels is not None else None,
@@ -433,5 +245,5 @@ def _metrics(batch: _Batch, soft: Tensor, hard: Tensor, table: Tensor) -> Metric
         batch.weights,
         batch.denominator,
         counted=batch.counted,
-        listed=batch.teacher.ids is not None,
+        unknown=batch.unknown,
     )

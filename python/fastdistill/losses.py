@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ._options import LossOptions
 from .functional import distillation_loss, linear_distillation_loss
-from .metrics import Metrics
 from .teachers import Teacher
 
 
@@ -40,7 +39,7 @@ class DistillationLoss(nn.Module):
         weights: Tensor | None = None,
         num_items: float | Tensor | None = None,
         return_metrics: bool = False,
-    ) -> Tensor | tuple[Tensor, Metrics]:
+    ) -> Any:
         return distillation_loss(
             student_logits, teacher, labels, mask=mask, weights=weights, num_items=num_items,
             return_metrics=return_metrics, **self.config,
@@ -82,7 +81,7 @@ class LinearDistillationLoss(nn.Module):
         weights: Tensor | None = None,
         num_items: float | Tensor | None = None,
         return_metrics: bool = False,
-    ) -> Tensor | tuple[Tensor, Metrics]:
+    ) -> Any:
         return linear_distillation_loss(
             student_hidden, student_weight, teacher, labels, student_bias=student_bias, mask=mask,
             weights=weights, num_items=num_items, return_metrics=return_metrics, **self.config,

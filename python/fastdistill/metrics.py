@@ -52,8 +52,8 @@ _COLUMNS = (
     "teacher_mass",
     "student_mass",
 )
-_DENSE_ONLY = frozenset(_COLUMNS[:5])
-_LISTED_ONLY = frozenset(_COLUMNS[6:])
+NEEDS_DENSE_TEACHER = frozenset(_COLUMNS[:5])
+NEEDS_LISTED_TEACHER = frozenset(_COLUMNS[6:])
 
 
 def reduce_metrics(
@@ -64,14 +64,13 @@ def reduce_metrics(
     denominator: Tensor | float,
     *,
     counted: Tensor | None,
-    listed: bool,
+    unknown: frozenset[str],
 ) -> Metrics:
-    """Metrics from per-row values (N,) and the kernels' table (N, M); ``listed``: a sparse teacher."""
+    """Metrics from per-row values (N,) and the kernels' table (N, M), but for the unknown ones."""
 
     def average(rows: Tensor) -> Tensor:
         return (weights * rows.detach()).sum() / denominator
 
-    unknown = _DENSE_ONLY if listed else _LISTED_ONLY
     averages = {
         name: average(table[:, column])
         for column, name in enumerate(_COLUMNS)

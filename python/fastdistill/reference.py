@@ -47,9 +47,7 @@ def _unlisted(ids: Tensor, vocab: int) -> Tensor:
     return ~listed.scatter(-1, slots, True)[..., :vocab]
 
 
-def _top_k_rows(
-    teacher: TopKTeacher, temperature: float, log_q: Tensor
-) -> tuple[Tensor, Tensor]:
+def _top_k_rows(teacher: TopKTeacher, temperature: float, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """(log_p, log_q) over the categories that the teacher's tail policy makes."""
     ratio = teacher.temperature / temperature
     ids, log_p = teacher.ids.long(), teacher.log_probs.to(log_q.dtype)

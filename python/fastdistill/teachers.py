@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, Union, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def _as_tensor(owner: object, name: str) -> Tensor:
             )
         value = torch.from_numpy(value)
         object.__setattr__(owner, name, value)
-    return value
+    return value  # type: ignore[no-any-return]
 
 
 def _check_floating(owner: object, name: str, value: Tensor) -> None:
@@ -173,7 +173,7 @@ def _check_list(owner: object, ids: Tensor, name: str, values: Tensor) -> None:
         )
 
 
-Teacher = Union[TeacherLogits, TeacherHead, TopKTeacher, SampledTeacher]
+Teacher = TeacherLogits | TeacherHead | TopKTeacher | SampledTeacher
 
 
 def as_teacher(teacher: Teacher | Tensor) -> Teacher:
@@ -185,7 +185,7 @@ def as_teacher(teacher: Teacher | Tensor) -> Teacher:
             "teacher must be a tensor, TeacherLogits, TeacherHead, TopKTeacher or SampledTeacher, "
             f"got {type(teacher).__name__}"
         )
-    return teacher
+    return teacher  # type: ignore[no-any-return]
 
 
 def tail_mass(log_probs: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def tail_mass(log_probs: Tensor) -> Tensor:
 
 
 def retemper(log_probs: Tensor, ratio: float, tail_log_prob: Tensor) -> Tensor:
-    """Listed log-probabilities at another temperature, ``ratio`` = old / new, given the new tail."""
+    """Listed log-probabilities at ``ratio`` = old / new temperature, given the new tail."""
     listed = torch.log_softmax(log_probs.double() * ratio, -1)
     mass = torch.log1p(-tail_log_prob.double().exp())
     return listed + mass.unsqueeze(-1)

@@ -58,7 +58,8 @@ def resolve_dtype(choice: DtypeChoice) -> tuple[str, str]:
     """
     if choice != "auto":
         return choice, "as --dtype says"
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    onednn = torch.backends.mkldnn.is_available()
+    if onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "bfloat16", "this CPU multiplies bfloat16 matrices in hardware"
     return "float32", "this CPU has no bfloat16 matrix instructions and would emulate them slowly"
 

@@ -1,0 +1,89 @@
+"""The linear loss: logits, losses and gradients, a chunk of rows at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._head import Head, WeightGradient
+from ._native import RowSpec, Values, fresh, run_rows
+from ._rows import TeacherRows, part, take_rows
+
+
+class HeadGradients:
+    """The gradients by hidden states (N, D), weight (V, D) and bias (V,) that are wanted."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, head: Head, wanted: list[bool]) -> None:
+        self._head = head
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        rows = hidden.shape[:-1].numel()
+        self._hidden = hidden.new_zeros(rows, hidden.shape[-1]) if wanted[0] else None
+        self._weight = WeightGradient(weight, head.vocab, head.precision) if wanted[1] else None
+        self._bias = weight.new_zeros(weight.shape[0], dtype=wide) if wanted[2] else None
+        self.any = any(wanted)
+
+    def add(self, rows: Tensor, hidden: Tensor, grad_logits: Tensor) -> None:
+        """Add what a chunk contributes: its rows, hidden states (C, D), gradient (C, vocab)."""
+        if self._hidden is not None:
+            self._hidden[rows] = self._head.grad_hidden(grad_logits).to(self._hidden.dtype)
+        if self._weight is not None:
+            self._weight.add(grad_logits, hidden)
+        if self._bias is not None:
+            self._bias[: self._head.vocab] += grad_logits.sum(0, dtype=self._bias.dtype)
+
+    def results(self, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """In the shapes and dtypes of their parameters; empty where not wanted."""
+        nothing = weight.new_empty(0)
+        return (
+            nothing if self._hidden is None else self._hidden.view(hidden.shape),
+            nothing if self._weight is None else self._weight.result(),
+            nothing if self._bias is None else self._bias.to(weight.dtype),
+        )
+
+
+@dataclass(frozen=True)
+class ChunkLoop:
+    """Walks over the counted rows; what a chunk leaves behind is in ``values`` and ``gradients``."""
+
+    hidden: Tensor
+    head: Head
+    teacher: TeacherRows
+    spec: RowSpec
+    labels: Tensor | None
+    values: Values
+    upstream: tuple[Tensor, Tensor] | None
+    """d loss / d soft and d loss / d hard of each row, where gradients are wanted."""
+    gradients: HeadGradients
+
+    def run(self, index: Tensor, chunk: int) -> None:
+        if not index.numel():
+            return
+        dtype = self.head.precision.gemm
+        buffer = fresh(self.hidden, min(chunk, index.numel()), self.head.vocab, dtype=dtype)
+        for rows in torch.split(index, chunk):
+            self._run_chunk(rows, buffer[: rows.numel()])
+
+    def _run_chunk(self, rows: Tensor, logits: Tensor) -> None:
+        """``logits`` is scratch: it holds the chunk's logits, then their gradient."""
+        hidden = self.head.operand(take_rows(self.hidden, rows))
+        self.head.logits(hidden, logits)
+        values = Values.zeros(rows.numel(), self.values.metrics.shape[1] > 0)
+        fused = self.upstream is not None
+        grad_soft, grad_hard = self.upstream if self.upstream is not None else (None, None)
+        run_rows(
+            "fused" if fused else "forward",
+            self.spec,
+            logits,
+            self.teacher.rows(rows),
+            labels=part(self.labels, rows),
+            values=values,
+            grad_soft=part(grad_soft, rows),
+            grad_hard=part(grad_hard, rows),
+            gradient=logits if fused else None,
+        )
+        for total, chunk_values in zip(self.values, values, strict=True):
+            total[rows] = chunk_values
+        if fused:
+            self.gradients.add(rows, hidden, logits)
