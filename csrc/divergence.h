@@ -57,27 +57,25 @@ enum Moment : unsigned { kTeacherMean = 1u, kStudentMean = 2u };
 
 // ---- building blocks --------------------------------------------------------------------------
 
-/// exp(-r) - 1 + r over r^2, for |r| <= 1/2.
+/// (exp(-r) - 1 + r) / r^2 for |r| <= kSeriesReach: Horner of the Taylor series in double, a Chebyshev
+/// fit with a relative error of 1.4e-6 in float.
+inline constexpr double kSeriesReach = 0.25;
 FD_INLINE double excess_ratio(double r) {
   double sum = 1.0;
-  for (int k = 17; k > 2; --k) sum = 1.0 - r / k * sum;
+  for (int k = 14; k > 2; --k) sum = 1.0 - r / k * sum;
   return 0.5 * sum;
 }
 template <class V>
 FD_INLINE V excess_ratio(V r) {
-  V sum(-1.9944874e-4f);
-  sum = sum * r + V(1.3982186e-3f);
-  sum = sum * r + V(-8.3332360e-3f);
-  sum = sum * r + V(4.1665792e-2f);
-  sum = sum * r + V(-1.6666667e-1f);
-  return sum * r + V(0.5f);
+  const V low = r * V(-1.6666657e-1f) + V(4.9999931e-1f);
+  return (r * V(-8.3457436e-3f) + V(4.1753557e-2f)) * (r * r) + low;
 }
 
 /// a log(a/b) + b - a >= 0, given r = log a - log b; exact to second order at a = b.
 template <class V>
 FD_INLINE V excess(V a, V b, V r) {
-  const V size = select(r < V(0), -r, r);
-  return select(size < V(0.5), a * r * r * excess_ratio(r), weighted(a, r) + (b - a));
+  const V near = a * (r * r) * excess_ratio(r), far = weighted(a, r) + (b - a);
+  return select(abs(r) < V(kSeriesReach), near, far);
 }
 
 /// A mixture of probabilities, kept >= 2^-100 so that its logarithm is finite: what smaller ones
@@ -222,7 +220,7 @@ struct TotalVariation : Separable {
   FD_INLINE Term<V> operator()(V log_p, V log_q) const {
     const V q = exp(log_q), gap = q - exp(log_p), half_q = V(0.5) * q;
     const V slope = select(gap < V(0), -half_q, select(V(0) < gap, half_q, V(0) * half_q));
-    return {V(0.5) * select(gap < V(0), -gap, gap), slope};
+    return {V(0.5) * abs(gap), slope};
   }
 };
 
@@ -266,10 +264,10 @@ struct Renyi : LogSum {
     template <class V>
     FD_INLINE Term<V> operator()(V log_p, V log_q) const {
       const V a(alpha), p = exp(log_p), q = exp(log_q), r = log_p - log_q;
-      const V size = select(r < V(0), -r, r) * V(alpha < 1.0 ? 1.0 : alpha);
+      const V reach = abs(r) * V(alpha < 1.0 ? 1.0 : alpha);
       const V near = q * r * r * a * (a * excess_ratio(-(a * r)) - excess_ratio(-r));
       const V far = exp(log_power({alpha, 1.0 - alpha}, log_p, log_q)) - a * p - V(1.0 - alpha) * q;
-      return {select(size < V(0.5), near, far), V(0)};
+      return {select(reach < V(kSeriesReach), near, far), V(0)};
     }
   };
   FD_INLINE NearOne near_one() const { return NearOne(alpha); }
@@ -292,10 +290,10 @@ struct AlphaBeta : Separable {
     const V both = exp(a * log_p + b * log_q), p = exp(sum * log_p), q = exp(sum * log_q);
     // With r = log p - log q, p^(a+b) = both exp(b r) and q^(a+b) = both exp(-a r): the summand is
     // both [a excess(b r) + b excess(-a r)] / (a + b), taken from the series where r is small.
-    const V r = log_p - log_q, reach = select(r < V(0), -r, r) * V(alpha < beta ? beta : alpha);
+    const V r = log_p - log_q, reach = abs(r) * V(alpha < beta ? beta : alpha);
     const V near = both * r * r * (b * excess_ratio(-(b * r)) + a * excess_ratio(a * r));
     const V far = (a * p + b * q - sum * both) / V(alpha * beta);
-    return {select(reach < V(0.5), near, far) / sum, (q - both) / a};
+    return {select(reach < V(kSeriesReach), near, far) / sum, (q - both) / a};
   }
   template <class S>
   FD_INLINE Sums<S> one_sweep(const Moments<S>& m) const {

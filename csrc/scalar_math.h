@@ -48,6 +48,9 @@ FD_INLINE void split_pow2(float x, float& mantissa, float& exponent) {
 
 // ---- companions ----------------------------------------------------------------------------------
 
+FD_INLINE float abs(float x) { return __builtin_fabsf(x); }
+FD_INLINE double abs(double x) { return __builtin_fabs(x); }
+
 /// max and min that let a NaN in `a` through.
 template <class V>
 FD_INLINE V max(V a, V b) {
@@ -111,7 +114,7 @@ FD_INLINE V log(V x) {
 /// tanh; odd polynomial under 5/8, 1 - 2/(exp(2|x|) + 1) above. At most 3 ULP.
 template <class V>
 FD_INLINE V tanh(V x) {
-  const V size = select(x < V(0.0f), -x, x);
+  const V size = abs(x);
   const V z = x * x;
   V poly(-5.70498872745e-3f);
   poly = poly * z + V(2.06390887954e-2f);

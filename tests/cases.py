@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import torch
 
 import fastdistill as fd
+from fastdistill import reference
 
 DIVERGENCES = (
     fd.ForwardKL(),
@@ -125,3 +126,20 @@ def truth(function, inputs, teacher, labels=None, **config):
 def error(value, true):
     """The largest error."""
     return (value.double() - true.double()).abs().max()
+
+
+def assert_not_worse(function, inputs, teacher, labels=None, **config):
+    """Values and all gradients: at most torch's own error in that dtype, and a few roundings."""
+    peer = getattr(reference, function.__name__)
+    ours = run(function, inputs, teacher, labels, reduction="none", **config)
+    theirs = run(peer, inputs, teacher, labels, reduction="none", **config)
+    true = truth(peer, inputs, teacher, labels, reduction="none", **config)
+    dtype = next(iter(inputs.values())).dtype
+    arithmetic = torch.promote_types(dtype, torch.float32)
+    for what, own, other, exact in zip(("value", *inputs), ours, theirs, true, strict=True):
+        assert own.dtype == (arithmetic if what == "value" else dtype)
+        eps, storage = torch.finfo(arithmetic).eps, torch.finfo(own.dtype).eps / 2
+        allowed = (16 * eps + storage) * exact.abs().max() + 4 * eps
+        if other.isfinite().all():
+            allowed += 1.25 * error(other, exact)
+        assert error(own, exact) <= allowed, what

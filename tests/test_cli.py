@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -103,8 +104,10 @@ def fail(*arguments: object) -> str:
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a process of its own, with as many threads as this one."""
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
 
 
 def report(output: Path) -> dict[str, Any]:

@@ -209,8 +209,7 @@ double measure(const D& divergence, const RowReader<S>& row, double temperature,
   if constexpr (kHasOneSweep<D>) {
     sums = divergence.one_sweep(moments);
     stats.log_sum = moments.log_power[0];
-    const double gap = moments.lse_gap < 0.0 ? -moments.lse_gap : moments.lse_gap;
-    if (sums.value < kSumAgainBelow * (1.0 + gap)) {
+    if (sums.value < kSumAgainBelow * (1.0 + abs(moments.lse_gap))) {
       if constexpr (D::kLogSum) {
         const double excess = sweep_sums(divergence.near_one(), row, tile, stats).value;
         sums.value = divergence.factor() * __builtin_log1p(excess);

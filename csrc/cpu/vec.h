@@ -56,10 +56,12 @@ FD_INLINE Mask operator>(Vec a, Vec b) { return {a.lanes > b.lanes}; }
 FD_INLINE Mask operator==(Vec a, Vec b) { return {a.lanes == b.lanes}; }
 FD_INLINE Vec select(Mask m, Vec a, Vec b) { return m.lanes ? a.lanes : b.lanes; }
 
+FD_INLINE Vec abs(Vec x) { return (FloatLanes)((IntLanes)x.lanes & 0x7fffffff); }
+
 /// max of scalar_math.h in one instruction: the second operand is returned where one is NaN.
 FD_INLINE Vec max(Vec a, Vec b) {
 #if defined(__AVX512F__)
-  return (FloatLanes)_mm512_max_ps(b.lanes, a.lanes);
+  return (FloatLanes)_mm512_maskz_max_ps(0xffff, b.lanes, a.lanes);
 #elif defined(__AVX__)
   return (FloatLanes)_mm256_max_ps(b.lanes, a.lanes);
 #elif defined(__SSE2__)
@@ -70,6 +72,7 @@ FD_INLINE Vec max(Vec a, Vec b) {
 }
 
 // The overloads for float and double stay visible beside those for Vec.
+using ::fastdistill::abs;
 using ::fastdistill::exp;
 using ::fastdistill::log;
 using ::fastdistill::max;

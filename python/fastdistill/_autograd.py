@@ -19,7 +19,7 @@ _fd = torch.ops.fastdistill
 
 
 class RowLosses(torch.autograd.Function):
-    """(soft, hard, metrics) of each row from the student's logits; the backward reads the logits again."""
+    """(soft, hard, metrics) of each row from logits, which the backward reads again."""
 
     @staticmethod
     def forward(
@@ -47,7 +47,7 @@ class RowLosses(torch.autograd.Function):
 
 
 class LinearRowLosses(torch.autograd.Function):
-    """(soft, hard, metrics) of each row from hidden states and a head; the backward makes the logits again."""
+    """(soft, hard, metrics) of each row from a head, whose logits the backward makes again."""
 
     @staticmethod
     def forward(
@@ -85,8 +85,8 @@ class LinearRowLosses(torch.autograd.Function):
 class LinearLoss(torch.autograd.Function):
     """sum(soft_factor * soft + hard_factor * hard), with its gradients made in the same pass.
 
-    Returns that sum, and soft, hard and metrics themselves without gradient. ``wanted`` says which of the
-    gradients by hidden, weight and bias are made.
+    Returns that sum, and soft, hard and metrics themselves without gradient. ``wanted`` says which
+    of the gradients by hidden, weight and bias are made.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The per-token tensors of a call, checked and flattened, and its teacher as the kernels take it."""
+"""The tensors of a call, checked and flattened, with the teacher as the kernels take it."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def distillation_loss(
     tokens = TokenArguments(labels, mask, weights, num_items)
     dtypes = HeadDtypes(_autocast_dtype(student_logits), None)
     batch = prepare(options, student_logits.shape, student_logits.dtype, teacher, tokens, dtypes)
-    soft, hard, table = RowLosses.apply(student_logits, return_metrics, batch.options, *batch.rows)
+    soft, hard, table = RowLosses.apply(student_logits, return_metrics, batch.options, *batch.rows)  # type: ignore[no-untyped-call]
     loss = _reduce(options, batch, soft, hard, student_logits.shape[:-1])
     loss = loss.to(_loss_dtype(student_logits))
     return (loss, _metrics(batch, soft, hard, table)) if return_metrics else loss

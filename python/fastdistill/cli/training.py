@@ -66,7 +66,7 @@ class Trainer:
         value = loss.item()
         if not math.isfinite(value):
             raise UserError(f"the loss is {value} at step {step + 1}: try a smaller --lr")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         self.losses.append(value)
         self.seconds += time.perf_counter() - started
@@ -75,14 +75,12 @@ class Trainer:
     def _loss(self, ids: Tensor) -> Tensor:
         """The loss of the token ids (batch, block). The fused one holds no (N, V) tensor."""
         config = self.config
-        linear_loss = fd.linear_distillation_loss
-        if config.loss == "torch":
-            linear_loss = reference.linear_distillation_loss
+        implementation: Any = reference if config.loss == "torch" else fd
         with torch.no_grad():
             teacher_hidden = hidden_states(self.teacher, ids)
         bf16 = config.torch_dtype == torch.bfloat16
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            loss: Tensor = linear_loss(
+            loss: Tensor = implementation.linear_distillation_loss(
                 hidden_states(self.student, ids),
                 self.student.lm_head.weight,
                 fd.TeacherHead(teacher_hidden, self.teacher.lm_head.weight),

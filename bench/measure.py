@@ -1,0 +1,56 @@
+"""Time: providers take turns, so that whatever else the machine does hits all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+
+Clock = Callable[[], float]
+
+
+class Milliseconds(NamedTuple):
+    """Percentiles of the times of one provider."""
+
+    p20: float
+    p50: float
+    p80: float
+
+
+def percentiles(seconds: list[float]) -> Milliseconds:
+    """Interpolated percentiles, in milliseconds."""
+    levels = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    p20, p50, p80 = torch.quantile(torch.tensor(seconds, dtype=torch.float64), levels).tolist()
+    return Milliseconds(1e3 * p20, 1e3 * p50, 1e3 * p80)
+
+
+def time_once(runner: Callable[[], object], clock: Clock = time.perf_counter) -> float:
+    """Seconds of one run; its results are freed after the clock has stopped."""
+    start = clock()
+    result = runner()
+    stop = clock()
+    del result
+    return stop - start
+
+
+def interleave(
+    runners: Mapping[str, Callable[[], object]],
+    *,
+    budget: float,
+    most_rounds: int = 25,
+    clock: Clock = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of the runs of each provider, which take turns.
+
+    Every provider runs once. Afterwards it takes part in a round only if one more run would, at its
+    last speed, keep the sum of its runs within ``budget`` seconds.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(most_rounds):
+        for name, runner in runners.items():
+            own = samples[name]
+            if not own or sum(own) + own[-1] <= budget:
+                own.append(time_once(runner, clock))
+    return samples

@@ -1,0 +1,161 @@
+"""One case: its providers chosen, checked, timed in turns and weighed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from . import check
+from .cases import Case, Inputs, build_inputs
+from .limits import GEMM_LIMIT, Machine, predicted_gemm_seconds
+from .measure import interleave, percentiles, time_once
+from .memory import measure_peak, unaffordable
+from .provider import Provider, Result, Runner
+from .providers import OURS, PROVIDERS
+from .report import Row
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much time may be spent, in seconds."""
+
+    budget: float = 4.0  # on the timed runs of one provider and case, times Case.patience
+    longest_run: float = 30.0  # predicted; a provider that takes longer is left out
+    memory: float = 100.0  # on one measurement of memory
+
+
+class WrongResultError(Exception):
+    """A provider computes something else than the case."""
+
+
+@dataclass
+class _Entry:
+    """A provider that takes part, and what is known about it."""
+
+    row: Row
+    provider: Provider
+    runner: Runner
+    first: float  # seconds of the first run
+
+
+def participants(case: Case, providers: Iterable[Provider]) -> list[Provider]:
+    """Those who can be asked to run the case at all."""
+    return [
+        provider
+        for provider in providers
+        if provider.applies(case) and provider.name in (case.only or (provider.name,))
+    ]
+
+
+def reason_to_skip(case: Case, provider: Provider, limits: Limits) -> str | None:
+    """Why a participant is left out, or None."""
+    if reason := provider.missing() or unaffordable(case, provider):
+        return reason
+    predicted = predicted_gemm_seconds(case, provider) if case.timed else 0.0
+    if predicted > limits.longest_run:
+        return f"GEMMs predicted to take {predicted:.0f} s, {limits.longest_run:.0f} s allowed"
+    return None
+
+
+def run_case(
+    case: Case, machine: Machine, limits: Limits, providers: Iterable[Provider] = PROVIDERS
+) -> list[Row]:
+    """The rows of a case, one for each participant, also of those that are left out.
+
+    Raises WrongResultError where fastdistill itself is wrong; a rival that is wrong is left out.
+    """
+    rows, kept = [], []
+    for provider in participants(case, providers):
+        reason = reason_to_skip(case, provider, limits)
+        rows.append(Row.of(case, provider, f"skipped: {reason}" if reason else ""))
+        if reason is None:
+            kept.append((rows[-1], provider))
+    if case.timed:
+        kept = _time(case, machine, limits, kept)
+    if case.weighed:
+        for row, provider in kept:
+            _weigh(case, limits, row, provider)
+    return rows
+
+
+# ---- time -------------------------------------------------------------------------------------
+
+
+def _time(
+    case: Case, machine: Machine, limits: Limits, kept: list[tuple[Row, Provider]]
+) -> list[tuple[Row, Provider]]:
+    """Fill in times and errors; returns those whose result is right."""
+    torch.compiler.reset()  # else the many shapes of a suite exhaust the cache of one formula
+    inputs, true = build_inputs(case), check.truth(case)
+    entries = [e for pair in kept if (e := _first_run(case, inputs, true, *pair)) is not None]
+    seconds = _timed_runs(entries, limits.budget * case.patience)
+    for entry in entries:
+        own = seconds[entry.row.provider]
+        entry.row.runs = len(own)
+        entry.row.ms_p20, entry.row.ms_p50, entry.row.ms_p80 = percentiles(own)
+    _compare(case, machine, [entry.row for entry in entries])
+    return [(entry.row, entry.provider) for entry in entries]
+
+
+def _first_run(
+    case: Case, inputs: Inputs, true: Result, row: Row, provider: Provider
+) -> _Entry | None:
+    """Warm the provider up and check what it computes; None if that is not the case."""
+    try:
+        runner = provider.build(case, inputs)
+        results: list[Result] = []
+        first = time_once(lambda: results.append(runner()))
+        if provider.role != "limit":
+            found = check.errors(results.pop(), true)
+            row.value_error, row.gradient_error = found
+            if not check.is_right(found, case.dtype):
+                raise WrongResultError(f"{provider.name} is wrong on {case.name}: {found}")
+    except Exception as error:
+        if provider.role == "ours":
+            raise
+        row.note = f"left out: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return None
+    return _Entry(row, provider, runner, first)
+
+
+def _timed_runs(entries: list[_Entry], budget: float) -> dict[str, list[float]]:
+    """Seconds by name; a first run that took the whole budget is the only one."""
+    runners, seconds = {}, {}
+    for entry in entries:
+        if entry.first > budget and not entry.provider.compiled:
+            seconds[entry.row.provider] = [entry.first]
+            entry.row.note = "one cold run"
+        else:
+            runners[entry.row.provider] = entry.runner
+    return seconds | interleave(runners, budget=budget)
+
+
+def _compare(case: Case, machine: Machine, rows: list[Row]) -> None:
+    """Fill in what follows from the times of all."""
+    ms = {row.provider: row.ms_p50 for row in rows}
+    ours = ms.get(OURS.name)
+    limit = ms.get(GEMM_LIMIT) if case.kind == "linear" else 1e3 * machine.seconds(case)
+    for row in rows:
+        assert row.ms_p50 is not None
+        row.ratio_to_ours = row.ms_p50 / ours if ours else None
+        row.limit_ms = limit
+        row.percent_of_limit = 100 * limit / row.ms_p50 if limit else None
+        if row.role != "limit":
+            row.gb_per_s = case.bytes / row.ms_p50 / 1e6
+        if case.kind == "linear":
+            row.gflop_per_s = case.flops / row.ms_p50 / 1e6
+
+
+# ---- memory -----------------------------------------------------------------------------------
+
+
+def _weigh(case: Case, limits: Limits, row: Row, provider: Provider) -> None:
+    if provider.role == "limit" or not provider.weighed:
+        return
+    peak = measure_peak(case, provider, limits.memory)
+    row.peak_extra_mb = peak.megabytes
+    if not peak.complete:
+        stopped = f"stopped after {limits.memory:.0f} s, its peak memory is at least this"
+        row.note = "; ".join(filter(None, (row.note, stopped)))

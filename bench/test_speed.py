@@ -1,0 +1,30 @@
+"""The cases under pytest-benchmark: ``pytest bench --benchmark-enable [--full]``.
+
+Good for following one number with that tool's statistics; providers do not take turns here, so ratios
+are those of ``python -m bench``.
+"""
+
+import pytest
+import torch
+
+from bench import cases
+from bench.providers import PROVIDERS
+from bench.suite import Limits, participants, reason_to_skip
+
+pytestmark = pytest.mark.filterwarnings("default")  # those of the rivals are theirs
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    chosen = cases.FULL if metafunc.config.getoption("full") else cases.QUICK
+    pairs = [(c, p) for c in chosen if c.timed for p in participants(c, PROVIDERS)]
+    ids = [f"{case.name}-{provider.name}" for case, provider in pairs]
+    metafunc.parametrize(("case", "provider"), pairs, ids=ids)
+
+
+def test_speed(benchmark, case, provider):
+    if reason := reason_to_skip(case, provider, Limits()):
+        pytest.skip(reason)
+    torch.compiler.reset()
+    benchmark.group = case.name
+    runner = provider.build(case, cases.build_inputs(case))
+    benchmark.pedantic(runner, rounds=5, warmup_rounds=1)

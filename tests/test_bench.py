@@ -1,0 +1,189 @@
+"""The benchmark harness: it is right about who computes what, and says it in the stated columns."""
+
+import itertools
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastdistill as fd
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench import accuracy, cases, check, limits, measure, memory, report, suite
+from bench.provider import Provider
+from bench.providers import OURS, PROVIDERS, TORCH, gradient_runner
+
+TINY = (
+    cases.Case("logits", 16, 500, torch.float32),
+    cases.Case("logits", 16, 500, torch.bfloat16, fd.JensenShannon()),
+    cases.Case("top_k", 16, 500, torch.bfloat16, listed=7),
+    cases.Case("linear", 24, 300, torch.bfloat16, student_width=16, teacher_width=24),
+)
+EAGER = tuple(provider for provider in TORCH if not provider.compiled)
+MACHINE = limits.Machine(copy=1e10, read=1e10, fresh=1e10, exps=1e9)
+QUICKLY = suite.Limits(budget=0.01)
+
+
+def case_name(case):
+    return case.name
+
+
+def wrong_provider(change):
+    """Ours with another loss."""
+    return Provider(
+        "wrong",
+        lambda case, inputs: gradient_runner(
+            lambda *tensors: change(fd.distillation_loss, *tensors), inputs
+        ),
+    )
+
+
+@pytest.mark.parametrize("case", TINY, ids=case_name)
+def test_every_participant_is_measured(case):
+    providers = (OURS, *EAGER, *limits.GEMMS)
+    rows = suite.run_case(case, MACHINE, QUICKLY, providers)
+    assert [row.provider for row in rows] == [
+        provider.name for provider in suite.participants(case, providers)
+    ]
+    for row in rows:
+        assert row.note == ""
+        assert row.runs >= 1
+        assert 0 < row.ms_p20 <= row.ms_p50 <= row.ms_p80
+        assert row.percent_of_limit > 0
+        assert (row.value_error is None) == (row.role == "limit")
+    assert rows[0].ratio_to_ours == 1.0
+
+
+@pytest.mark.parametrize("case", TINY, ids=case_name)
+def test_bare_gemms_belong_to_heads(case):
+    names = {provider.name for provider in suite.participants(case, PROVIDERS)}
+    assert (limits.GEMM_LIMIT in names) == (case.kind == "linear")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda loss, *tensors: loss(*tensors, divergence="reverse_kl"),
+        lambda loss, *tensors: 1.01 * loss(*tensors),
+        lambda loss, *tensors: loss(*tensors, temperature=1.05),
+        lambda loss, *tensors: loss(*tensors) * float("nan"),
+    ],
+    ids=["divergence", "scale", "temperature", "nan"],
+)
+def test_a_wrong_rival_is_left_out(change):
+    rows = suite.run_case(TINY[0], MACHINE, QUICKLY, (OURS, wrong_provider(change)))
+    assert rows[0].runs > 0
+    assert rows[1].runs == 0
+    assert rows[1].ms_p50 is None
+    assert "wrong" in rows[1].note
+
+
+def test_a_wrong_fastdistill_is_an_error():
+    impostor = replace(wrong_provider(lambda loss, *tensors: -loss(*tensors)), role="ours")
+    with pytest.raises(suite.WrongResultError, match="wrong on logits-forward_kl"):
+        suite.run_case(TINY[0], MACHINE, QUICKLY, (impostor,))
+
+
+def test_what_cannot_be_had_is_said():
+    absent = Provider("absent", EAGER[0].build, missing=lambda: "not installed")
+    (row,) = suite.run_case(TINY[0], MACHINE, QUICKLY, (absent,))
+    assert row.note == "skipped: not installed"
+
+
+def test_slow_gemms_are_predicted_and_skipped():
+    huge = replace(TINY[3], rows=1 << 20, vocab=1 << 20)
+    reason = suite.reason_to_skip(huge, OURS, QUICKLY)
+    assert reason is not None
+    assert "predicted" in reason
+
+
+def test_the_truth_is_that_of_all_rows():
+    """Distinct rows that repeat have the mean, and their share of the gradients, of one copy."""
+    for case in TINY:
+        inputs = cases.build_inputs(case)
+        assert all(torch.equal(leaf[:8], leaf[8:16]) for leaf in list(inputs.leaves.values())[:1])
+        found = check.errors(OURS.build(case, inputs)(), check.truth(case))
+        assert check.is_right(found, case.dtype), case.name
+
+
+def test_providers_take_turns():
+    calls = []
+    runners = {name: lambda name=name: calls.append(name) for name in "abc"}
+    ticks = itertools.count()
+    samples = measure.interleave(runners, budget=100, most_rounds=3, clock=lambda: next(ticks))
+    assert "".join(calls) == "abcabcabc"
+    assert samples == {name: [1, 1, 1] for name in "abc"}
+
+
+def test_a_slow_provider_leaves_when_its_budget_is_spent():
+    now = [0.0]
+
+    def takes(seconds):
+        return lambda: now.__setitem__(0, now[0] + seconds)
+
+    runners = {"slow": takes(4.0), "fast": takes(1.0)}
+    samples = measure.interleave(runners, budget=9.0, most_rounds=20, clock=lambda: now[0])
+    assert samples == {"slow": [4.0, 4.0], "fast": [1.0] * 9}
+
+
+def test_percentiles():
+    assert measure.percentiles([0.001 * n for n in range(11)]) == pytest.approx((2.0, 5.0, 8.0))
+
+
+def test_memory_of_a_process_of_its_own():
+    case = next(case for case in cases.QUICK if case.kind == "logits")
+    ours = memory.measure_peak(case, OURS, timeout=60)
+    eager = memory.measure_peak(case, TORCH[0], timeout=60)
+    assert ours.complete
+    assert eager.complete
+    # At least the gradient; eager also holds log-probabilities of both sides in float32.
+    assert ours.megabytes > 0.5 * case.logits_bytes / 1e6
+    assert eager.megabytes > 0.5 * 4 * case.logits_bytes / 1e6
+
+
+def test_memory_that_is_not_there():
+    huge = replace(TINY[3], rows=1 << 20, vocab=1 << 20)
+    assert "predicted" in memory.unaffordable(huge, TORCH[0])
+    assert memory.unaffordable(huge, OURS) is None
+
+
+def test_csv_has_the_stated_columns(tmp_path):
+    rows = suite.run_case(TINY[0], MACHINE, QUICKLY, (OURS,))
+    facts = report.header() | MACHINE.describe()
+    report.write_csv(tmp_path / "new" / "machine.csv", facts, rows)
+    read_facts, read_rows = report.read_csv(tmp_path / "new" / "machine.csv")
+    assert read_facts == facts
+    assert {"cpu", "threads", "compiler", "torch", "fastdistill", "date"} <= set(read_facts)
+    assert tuple(read_rows[0]) == report.COLUMNS
+    assert read_rows[0]["case"] == TINY[0].name
+    assert float(read_rows[0]["ms_p50"]) == pytest.approx(rows[0].ms_p50, rel=1e-3)
+    assert rows[0].case in report.format_table(rows)
+
+
+def test_names_of_cases_are_their_own():
+    everything = (*cases.FULL, *cases.QUICK)
+    assert [cases.find(case.name) for case in everything] == list(everything)
+    assert cases.select(cases.FULL, "top_k") == [c for c in cases.FULL if c.kind == "top_k"]
+    assert cases.select(cases.FULL, "logits*float32") != []
+
+
+def test_machine_rates_are_positive():
+    machine = limits.measure_machine(size=1 << 20)
+    assert min(machine.copy, machine.read, machine.fresh, machine.exps) > 0
+    assert all(machine.seconds(case) > 0 for case in TINY)
+
+
+def test_accuracy_lists_every_divergence():
+    table = accuracy.markdown(vocab=50)
+    for divergence in cases.DIVERGENCES:
+        assert table.count(f"| {divergence} |") == len(accuracy.DTYPES)
+    assert "nan" not in table
+
+
+def test_near_inputs_have_the_stated_divergence():
+    for kl in (1e-2, 1e-5):
+        student, teacher = accuracy.near(kl)(5000)
+        value = fd.distillation_loss(student, teacher)
+        assert float(value) == pytest.approx(kl, rel=0.2)

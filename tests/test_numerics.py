@@ -1,0 +1,344 @@
+"""Small divergences, extreme logits, infinities and NaN; the accuracy of the elementary functions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from cases import DIVERGENCES, assert_not_worse, make_teacher, randn, run, truth
+
+import fastdistill as fd
+from fastdistill import reference
+
+INF = math.inf
+
+
+def rows(student, teacher, divergence, **config):
+    inputs = {"student_logits": student}
+    return run(
+        fd.distillation_loss, inputs, teacher, divergence=divergence, reduction="none", **config
+    )
+
+
+def true_rows(student, teacher, divergence, **config):
+    inputs = {"student_logits": student}
+    teacher = fd.TeacherLogits(teacher) if isinstance(teacher, torch.Tensor) else teacher
+    return truth(
+        reference.distillation_loss, inputs, teacher, divergence=divergence, reduction="none",
+        **config,
+    )  # fmt: skip
+
+
+def close(actual, exact, rtol=1e-5, atol=1e-6):
+    for a, b in zip(actual, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=rtol, atol=atol)
+
+
+# ---- a student that is nearly the teacher ------------------------------------------------------
+
+VOCAB = 32000
+
+
+@pytest.mark.parametrize(
+    ("dtype_", "noise"),
+    [
+        (torch.float32, 0.3),
+        (torch.float32, 0.05),
+        (torch.float32, 0.005),
+        (torch.bfloat16, 0.05),
+        (torch.bfloat16, 0.01),
+    ],
+)
+def test_small_divergences_keep_their_digits(divergence, dtype_, noise, isa):
+    """KL of 5e-2 to 1e-5, the regime of a quantised student; bfloat16 inputs are taken as exact."""
+    teacher = randn(2, VOCAB, seed=1, scale=3.0, dtype=dtype_)
+    student = (teacher + randn(2, VOCAB, seed=2, scale=noise)).to(dtype_)
+    value, _ = rows(student, teacher, divergence)
+    exact, _ = true_rows(student, teacher, divergence)
+    kl, _ = true_rows(student, teacher, fd.ForwardKL())
+    assert 5e-6 < kl.min() < kl.max() < 0.1
+    torch.testing.assert_close(value.double(), exact, rtol=1e-3, atol=0.0)
+
+
+# ---- extreme logits ----------------------------------------------------------------------------
+
+
+def test_tokens_that_are_impossible_for_both(divergence, isa):
+    """Both probabilities under e^-104, where float32 has no number for them."""
+    student, teacher = randn(3, 33, seed=1), randn(3, 33, seed=2)
+    student[:, 9:20] -= 150.0
+    teacher[:, 9:20] -= 130.0
+    close(rows(student, teacher, divergence), true_rows(student, teacher, divergence))
+
+
+@pytest.mark.parametrize("temperature", [0.05, 50.0])
+def test_extreme_temperatures(divergence, temperature, isa):
+    assert_not_worse(
+        fd.distillation_loss,
+        {"student_logits": randn(3, 33, seed=1)},
+        fd.TeacherLogits(randn(3, 33, seed=2)),
+        divergence=divergence,
+        temperature=temperature,
+        scale_by_temperature_squared=temperature > 1,
+    )
+
+
+@pytest.mark.parametrize("size", [30.0, 88.0, 300.0])
+@pytest.mark.parametrize("dtype_", [torch.float32, torch.bfloat16])
+def test_confidently_wrong_student(divergence, size, dtype_, isa):
+    """One-hot-like rows on different tokens: float64's value and gradient, nothing infinite."""
+    student = torch.full((3, 33), -size, dtype=dtype_)
+    teacher = student.clone()
+    student[:, 0] = size
+    teacher[0, 0], teacher[1, 8], teacher[2, 32] = size, size, 0.0
+    value, gradient = rows(student, teacher, divergence)
+    assert value.isfinite().all()
+    assert gradient.isfinite().all()
+    assert_not_worse(
+        fd.distillation_loss,
+        {"student_logits": student},
+        fd.TeacherLogits(teacher),
+        divergence=divergence,
+    )
+
+
+def test_common_shift_costs_no_digits(divergence, isa):
+    """Logits that a shift by 512 leaves exact: only their differences may count."""
+    student, teacher = ((8 * randn(3, 33, seed=s, scale=2.0)).round() / 8 for s in (1, 2))
+    value, gradient = rows(student, teacher, divergence)
+    shifted = rows(student + 512.0, teacher - 512.0, divergence)
+    torch.testing.assert_close(shifted[0], value, rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(shifted[1], gradient, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind_", ["bucket", "renormalize", "uniform"])
+def test_confidently_wrong_student_of_a_list(kind_, isa):
+    student = torch.full((3, 33), -30.0)
+    student[:, 0] = 30.0
+    teacher = make_teacher(kind_, 3, 33)
+    for known in (fd.ForwardKL(), fd.ReverseKL(), fd.JensenShannon()):
+        close(rows(student, teacher, known), true_rows(student, teacher, known), rtol=1e-4)
+
+
+@pytest.mark.parametrize("constant", [0.0, 30.0, -30.0, 1e8])
+def test_constant_rows(divergence, constant):
+    student = torch.full((2, 33), constant)
+    value, gradient = rows(student, torch.zeros(2, 33), divergence)
+    torch.testing.assert_close(value, torch.zeros(2), rtol=0, atol=1e-6)
+    torch.testing.assert_close(gradient, torch.zeros(2, 33), rtol=0, atol=1e-6)
+
+
+def test_huge_logits_in_half_precision(divergence):
+    """exp is never taken before the maximum is subtracted."""
+    student = randn(3, 33, seed=1, scale=2e4).clamp(-65000, 65000).half()
+    teacher = randn(3, 33, seed=2, scale=2e4).clamp(-65000, 65000).half()
+    value, gradient = rows(student, teacher, divergence)
+    assert value.isfinite().all()
+    assert gradient.isfinite().all()
+    exact_value, exact_gradient = true_rows(student, teacher, divergence)
+    torch.testing.assert_close(value.double(), exact_value, rtol=1e-5, atol=1e-6)
+    largest = float(exact_gradient.abs().max())
+    torch.testing.assert_close(
+        gradient.double(), exact_gradient, rtol=1e-3, atol=1e-3 * largest + 1e-6
+    )
+
+
+def test_padding_with_the_lowest_finite_number(divergence, isa):
+    """What masked_fill(finfo.min) leaves on both sides adds nothing, also when T makes it overflow."""
+    student, teacher = randn(3, 33, seed=1), randn(3, 33, seed=2)
+    padding = torch.full((3, 7), torch.finfo(torch.float32).min)
+    padded = [torch.cat([padding, x, padding], -1) for x in (student, teacher)]
+    for temperature in (1.0, 0.5):
+        clean = rows(student, teacher, divergence, temperature=temperature)
+        value, gradient = rows(*padded, divergence, temperature=temperature)
+        torch.testing.assert_close(value, clean[0])
+        torch.testing.assert_close(gradient[:, 7:-7], clean[1])
+        assert (gradient[:, :7] == 0).all()
+
+
+# ---- -inf: probability zero --------------------------------------------------------------------
+
+
+def test_teacher_minus_inf(divergence, isa):
+    """p = 0 < q: the reference's value, +inf where it is; where finite, its gradient too."""
+    student, teacher = randn(3, 1031, seed=1), randn(3, 1031, seed=2)
+    teacher[:, 5:9] = teacher[1, 1024:] = -INF
+    value, gradient = rows(student, teacher, divergence)
+    exact_value, exact_gradient = true_rows(student, teacher, divergence)
+    assert divergence.needs_teacher_support == bool(exact_value.isinf().all())
+    torch.testing.assert_close(value.double(), exact_value, rtol=1e-5, atol=1e-6)
+    if not divergence.needs_teacher_support:
+        torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_student_minus_inf(divergence, isa):
+    """q = 0 < p: the value of the formula, +inf for a forward KL."""
+    student, teacher = randn(3, 1031, seed=1), randn(3, 1031, seed=2)
+    student[:, 5:9] = student[1, 1024:] = -INF
+    value, gradient = rows(student, teacher, divergence)
+    exact_value, _ = true_rows(student, teacher, divergence)
+    torch.testing.assert_close(value.double(), exact_value, rtol=1e-5, atol=1e-6)
+    if exact_value.isfinite().all():
+        assert (gradient[:, 5:9] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "infinite", [d for d in DIVERGENCES if d.needs_teacher_support], ids=repr
+)
+def test_infinite_where_the_teacher_is_zero(infinite, isa):
+    """+inf, not NaN and not a large number; valid_vocab takes the token out."""
+    student, teacher = randn(2, 9), randn(2, 9, seed=1)
+    teacher[:, 8] = -INF
+    value, _ = rows(student, teacher, infinite)
+    assert (value == INF).all()
+    value, gradient = rows(student, fd.TeacherLogits(teacher, valid_vocab=8), infinite)
+    assert value.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+# ---- NaN and +inf ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("poison", [math.nan, INF])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("column", [0, 1030])
+def test_poisoned_rows_are_nan_and_alone(divergence, poison, side, column, isa):
+    student, teacher = randn(4, 1031, seed=1), randn(4, 1031, seed=2)
+    clean_value, clean_gradient = rows(student, teacher, divergence)
+    (student if side == "student" else teacher)[2, column] = poison
+    value, gradient = rows(student, teacher, divergence)
+    others = torch.tensor([0, 1, 3])
+    assert value[2].isnan()
+    assert torch.equal(value[others], clean_value[others])
+    assert torch.equal(gradient[others], clean_gradient[others])
+
+
+@pytest.mark.parametrize("kind_", ["bucket", "renormalize", "zero", "uniform", "sampled"])
+@pytest.mark.parametrize("poison", [math.nan, INF])
+def test_poisoned_rows_of_lists_are_nan_and_alone(kind_, poison, isa):
+    """A listed token is poisoned: an unlisted one is out of sight of a renormalised list."""
+    student, teacher = randn(4, 1031, seed=1), make_teacher(kind_, 4, 1031)
+    clean_value, clean_gradient = rows(student, teacher, fd.ForwardKL())
+    student[2, int(teacher.ids[2, 0])] = poison
+    value, gradient = rows(student, teacher, fd.ForwardKL())
+    others = torch.tensor([0, 1, 3])
+    assert value[2].isnan()
+    assert torch.equal(value[others], clean_value[others])
+    assert torch.equal(gradient[others], clean_gradient[others])
+
+
+def test_poisoned_hidden_state_stays_in_its_row():
+    hidden, weight = randn(4, 8, seed=1), randn(33, 8, seed=2)
+    inputs = {"student_hidden": hidden, "student_weight": weight}
+    config = {"reduction": "none", "chunk_size": 3}
+    clean, clean_gradient, _ = run(fd.linear_distillation_loss, inputs, randn(4, 33), **config)
+    hidden[1, 0] = math.nan
+    value, gradient, _ = run(fd.linear_distillation_loss, inputs, randn(4, 33), **config)
+    others = torch.tensor([0, 2, 3])
+    assert value[1].isnan()
+    assert torch.equal(value[others], clean[others])
+    assert torch.equal(gradient[others], clean_gradient[others])
+
+
+@pytest.mark.parametrize("side", ["student", "teacher", "both"])
+def test_row_without_any_token_is_nan(divergence, side, isa):
+    student, teacher = randn(3, 33, seed=1), randn(3, 33, seed=2)
+    clean, _ = rows(student, teacher, divergence)
+    if side != "teacher":
+        student[1] = -INF
+    if side != "student":
+        teacher[1] = -INF
+    value, _ = rows(student, teacher, divergence)
+    assert value[1].isnan()
+    assert torch.equal(value[[0, 2]], clean[[0, 2]])
+
+
+def test_uncounted_rows_are_never_looked_at(divergence):
+    student, teacher = randn(3, 33, seed=1), randn(3, 33, seed=2)
+    student[1] = teacher[1] = math.nan
+    mask = torch.tensor([True, False, True])
+    value, gradient = rows(student, teacher, divergence, mask=mask)
+    clean_value, clean_gradient = rows(student[mask], teacher[mask], divergence,
+                                       upstream=torch.tensor([0.5, 1.5]))
+    assert torch.equal(value, torch.tensor([clean_value[0], 0.0, clean_value[1]]))
+    assert torch.equal(gradient[mask], clean_gradient)
+    assert (gradient[1] == 0).all()
+
+
+# ---- elementary functions ----------------------------------------------------------------------
+
+
+def evaluate(name, x):
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    out = np.empty(x.size + 16, np.float32)  # the kernel fills up the last vector
+    fd._C.evaluate(getattr(fd._C.Elementary, name), x.ctypes.data, out.ctypes.data, x.size)
+    return out[: x.size]
+
+
+SAMPLES = {
+    "exp": np.concatenate([
+        np.linspace(-87.0, 88.0, 1_000_001), np.linspace(-0.7, 0.7, 100_001),
+        [0.0, -0.0, 1e-30, -1e-30],
+    ]),
+    "log": np.concatenate([
+        np.geomspace(2.0**-126, 3e38, 1_000_001), np.linspace(0.5, 2.0, 500_001),
+        [2.0**-126, 1.0],
+    ]),
+    "tanh": np.concatenate([
+        np.linspace(-12.0, 12.0, 1_000_001), np.geomspace(1e-30, 30.0, 100_001),
+        np.linspace(0.6, 0.65, 50_001), [0.0, 700.0, -700.0],
+    ]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "bound"), [("exp", 1), ("log", 2), ("tanh", 3)])
+def test_elementary_function_within_its_bound(name, bound, isa):
+    """The bounds that scalar_math.h states, in units of the last place of the exact result."""
+    x = SAMPLES[name].astype(np.float32)
+    exact = getattr(np, name)(x.astype(np.float64))
+    unit = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
+    error = np.abs(evaluate(name, x).astype(np.float64) - exact) / unit
+    assert error.max() <= bound, x[error.argmax()]
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "expected"),
+    [
+        ("exp", [0.0, -0.0, -INF, -88.0, -1e30, math.nan], [1, 1, 0, 0, 0, math.nan]),
+        ("log", [1.0, math.nan], [0.0, math.nan]),
+        ("tanh", [0.0, INF, -INF, 1e30, -1e30, math.nan], [0, 1, -1, 1, -1, math.nan]),
+    ],
+)
+def test_elementary_function_at_special_values(name, x, expected, isa):
+    np.testing.assert_array_equal(evaluate(name, x), np.float32(expected))
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "tanh"])
+def test_elementary_function_does_not_depend_on_the_lane(name, isa):
+    x = np.linspace(0.1, 20.0, 67, dtype=np.float32)
+    alone = np.concatenate([evaluate(name, x[i : i + 1]) for i in range(x.size)])
+    np.testing.assert_array_equal(evaluate(name, x), alone)
+
+
+def test_half_precision_is_read_and_written_exactly(isa):
+    """Every float16 and bfloat16 number, through a gradient that is the logit's own rounding."""
+    for dtype in (torch.float16, torch.bfloat16):
+        every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+        finite = every[every.isfinite()]
+        zero = torch.zeros(finite.numel(), 1, dtype=dtype)
+        student = torch.stack([finite, zero[:, 0]], -1)
+        labels = torch.zeros(finite.numel(), dtype=torch.int64)
+        value, gradient = run(
+            fd.distillation_loss, {"student_logits": student}, student, labels,
+            soft_weight=0.0, hard_weight=1.0, reduction="none",
+            upstream=torch.full((finite.numel(),), 4.0),
+        )  # fmt: skip
+        x = finite.double()
+        torch.testing.assert_close(
+            value.double(), torch.nn.functional.softplus(-x), rtol=1e-6, atol=2e-7
+        )
+        expected = -4 * torch.sigmoid(-x)
+        info = torch.finfo(dtype)
+        half_a_place = info.eps / 2 * expected.abs().clamp_min(info.smallest_normal)
+        error = (gradient[:, 0].double() - expected).abs()
+        assert (error <= half_a_place + 4e-7 * expected.abs()).all()
