@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -50,15 +49,14 @@ def speed(arguments: argparse.Namespace) -> None:
     facts = report.header() | machine.describe()
     facts["timing"] = f"providers take turns, at most {limits.budget:g} s or 25 runs each"
     print("\n".join(f"{name:<28}{value}" for name, value in facts.items()), flush=True)
+    path = report.default_csv() if arguments.output == Path() else arguments.output
     rows, start = [], time.perf_counter()
     for case in chosen:
         rows += (new := run_case(case, machine, limits))
         print(f"\n{report.format_table(new)}", flush=True)
-    print(f"\n{time.perf_counter() - start:.0f} s")
-    if arguments.output is not None:
-        path = report.default_csv() if arguments.output == Path() else arguments.output
-        report.write_csv(path, facts, rows)
-        print(f"wrote {path}")
+        if path is not None:  # after each case, so that a run can be cut short
+            report.write_csv(path, facts, rows)
+    print(f"\n{time.perf_counter() - start:.0f} s" + (f", wrote {path}" if path else ""))
 
 
 def main() -> None:
@@ -73,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -139,8 +139,9 @@ def _full() -> tuple[Case, ...]:
     half, single = torch.bfloat16, torch.float32
     logits = [Case("logits", 256, qwen, half, weighed=True), Case("logits", 256, qwen, single)]
     for divergence in (fd.ReverseKL(), fd.JensenShannon()):
-        other = {"divergence": divergence, "weighed": False, "patience": 0.5}
-        logits += [replace(case, **other) for case in logits[:2]]
+        logits += [
+            replace(case, divergence=divergence, weighed=False, patience=0.5) for case in logits[:2]
+        ]
     linear = Case(
         "linear", 1024, smollm2, half, student_width=576, teacher_width=1024, weighed=True,
         patience=3.0,

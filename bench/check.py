@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Errors(NamedTuple):
 
 def double(teacher: Teacher) -> Teacher:
     """The same teacher, computed with in float64."""
-    wide = {
+    wide: dict[str, Any] = {
         field.name: value.double()
         for field in fields(teacher)
         if isinstance(value := getattr(teacher, field.name), Tensor) and value.is_floating_point()
@@ -50,7 +50,7 @@ def truth(case: Case) -> Result:
 
 def relative_error(value: Tensor, true: Tensor) -> float:
     """Largest error over the largest true magnitude; the rows of ``true`` repeat in ``value``."""
-    parts = value.split(true.shape[0]) if true.dim() else (value,)
+    parts = torch.split(value, true.shape[0]) if true.dim() else (value,)
     worst = max(float((part.double() - true).abs().max()) for part in parts)
     return worst / max(float(true.abs().max()), 1e-300)
 

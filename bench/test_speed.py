@@ -1,13 +1,15 @@
 """The cases under pytest-benchmark: ``pytest bench --benchmark-enable [--full]``.
 
-Good for following one number with that tool's statistics; providers do not take turns here, so ratios
-are those of ``python -m bench``.
+Good for following one number with that tool's statistics; providers do not take turns here, so
+ratios are those of ``python -m bench``.
 """
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench import cases
+from bench.provider import Provider
 from bench.providers import PROVIDERS
 from bench.suite import Limits, participants, reason_to_skip
 
@@ -21,7 +23,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("case", "provider"), pairs, ids=ids)
 
 
-def test_speed(benchmark, case, provider):
+def test_speed(benchmark: BenchmarkFixture, case: cases.Case, provider: Provider) -> None:
     if reason := reason_to_skip(case, provider, Limits()):
         pytest.skip(reason)
     torch.compiler.reset()

@@ -1,17 +1,19 @@
 // Every divergence of the library, each as one struct: the only place with a formula.
 //
-// p is the teacher, q the student, both normalised over the vocabulary. A struct maps (log p, log q)
-// of one token to the token's contribution l and its derivative r = dl / d log q. With z the student
+// p is the teacher, q the student, both normalised over the vocabulary. A struct maps one token, (p, q) and
+// their logarithms, to the token's contribution l and its derivative r = dl / d log q. With z the student
 // logits at temperature T, the chain rule through the softmax gives for every such sum
 //
 //     D = sum_v l_v,        dD/dz_v = (r_v - q_v R) / T,        R = sum_u r_u,
 //
 // so the kernels hold that line and nothing about a divergence.
 //
-// Three conventions make the float results exact where they matter:
+// Four conventions make the float results exact where they matter:
 //  * Normalised form. A multiple c of (q - p), which sums to zero, is added to l so that l >= 0 and
 //    l vanishes to second order at p = q. The sum cannot be negative, and an error of the
 //    log-sum-exp enters it only to second order (`excess`). `balance` is c.
+//  * r may be shifted by any multiple of q, which the gradient does not see. The multiple is chosen so
+//    that r is small where the student is certain (q near 1): there r - q R would cancel.
 //  * l = r = 0 wherever p = q = 0, so -inf padding changes nothing, and l = +inf where it truly is.
 //  * A divergence that is the logarithm of a sum (`kLogSum`) gives the exponent e of its summand:
 //    D = factor * log sum_v exp(e_v); the kernels form that sum as a log-sum-exp.
@@ -28,6 +30,12 @@ namespace fastdistill {
 template <class V>
 struct Term {
   V value, dlogq;
+};
+
+/// One token, as a divergence sees it. The kernels know p and q, often without an exp.
+template <class V>
+struct Token {
+  V log_p, log_q, p, q;
 };
 
 /// Sums over a row: the value D and the slope R = sum of r.
@@ -101,6 +109,7 @@ struct Separable {
   static constexpr unsigned kMoments = 0;
   static constexpr int kPowers = 0;
   static constexpr int kParameters = 0;
+  static constexpr bool kSlopeNeedsLogs = true;  // r is no function of p and q alone
   FD_INLINE double balance() const { return 0.0; }
 };
 
@@ -113,13 +122,13 @@ struct LogSum : Separable {
 /// KL(p || q) = sum p (log p - log q).
 struct ForwardKL : Separable {
   static constexpr unsigned kMoments = kTeacherMean;
+  static constexpr bool kSlopeNeedsLogs = false;
   FD_INLINE explicit ForwardKL(const double*) {}
   FD_INLINE double balance() const { return 1.0; }
 
   template <class V>
-  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
-    const V p = exp(log_p), q = exp(log_q);
-    return {excess(p, q, log_p - log_q), q - p};
+  FD_INLINE Term<V> operator()(const Token<V>& t) const {
+    return {excess(t.p, t.q, t.log_p - t.log_q), t.q - t.p};
   }
   template <class S>
   FD_INLINE Sums<S> one_sweep(const Moments<S>& m) const {
@@ -134,9 +143,9 @@ struct ReverseKL : Separable {
   FD_INLINE double balance() const { return -1.0; }
 
   template <class V>
-  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
-    const V p = exp(log_p), q = exp(log_q), r = log_q - log_p;
-    return {excess(q, p, r), weighted(q, r)};
+  FD_INLINE Term<V> operator()(const Token<V>& t) const {
+    const V r = t.log_q - t.log_p;
+    return {excess(t.q, t.p, r), weighted(t.q, r)};
   }
   template <class S>
   FD_INLINE Sums<S> one_sweep(const Moments<S>& m) const {
@@ -153,11 +162,11 @@ struct SymmetricKL : Separable {
   FD_INLINE double balance() const { return 2.0 * weight - 1.0; }
 
   template <class V>
-  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+  FD_INLINE Term<V> operator()(const Token<V>& t) const {
     const V w(weight), v(1.0 - weight);
-    const V p = exp(log_p), q = exp(log_q), r = log_q - log_p;
-    return {weighted(w, excess(p, q, -r)) + weighted(v, excess(q, p, r)),
-            w * (q - p) + weighted(v, weighted(q, r))};
+    const V r = t.log_q - t.log_p;
+    return {weighted(w, excess(t.p, t.q, -r)) + weighted(v, excess(t.q, t.p, r)),
+            w * (t.q - t.p) + weighted(v, weighted(t.q, r))};
   }
   template <class S>
   FD_INLINE Sums<S> one_sweep(const Moments<S>& m) const {
@@ -173,11 +182,11 @@ struct JensenShannon : Separable {
   FD_INLINE explicit JensenShannon(const double* parameters) : beta(parameters[0]) {}
 
   template <class V>
-  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+  FD_INLINE Term<V> operator()(const Token<V>& t) const {
     const V b(beta), c(1.0 - beta);
-    const V p = exp(log_p), q = exp(log_q), m = above_zero(b * p + c * q), log_m = log(m);
-    const V r = log_q - log_m;
-    return {b * excess(p, m, log_p - log_m) + c * excess(q, m, r), c * weighted(q, r)};
+    const V m = above_zero(b * t.p + c * t.q), log_m = log(m), r = t.log_q - log_m;
+    return {b * excess(t.p, m, t.log_p - log_m) + c * excess(t.q, m, r),
+            c * weighted(t.q, r + V(log(1.0 - beta)))};
   }
 };
 
@@ -189,10 +198,10 @@ struct SkewForwardKL : Separable {
   FD_INLINE double balance() const { return 1.0 - alpha; }
 
   template <class V>
-  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+  FD_INLINE Term<V> operator()(const Token<V>& t) const {
     const V a(alpha), c(1.0 - alpha);
-    const V p = exp(log_p), q = exp(log_q), m = above_zero(a * p + c * q), log_m = log(m);
-    return {excess(p, m, log_p - log_m), c * q * (m - p) / m};
+    const V m = above_zero(a * t.p + c * t.q);
+    return {excess(t.p, m, t.log_p - log(m)), -(c * t.q * t.p / m)};
   }
 };
 
@@ -204,23 +213,23 @@ struct SkewReverseKL : Separable {
   FD_INLINE double balance() const { return alpha - 1.0; }
 
   template <class V>
-  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+  FD_INLINE Term<V> operator()(const Token<V>& t) const {
     const V a(alpha), c(1.0 - alpha);
-    const V p = exp(log_p), q = exp(log_q), m = above_zero(a * q + c * p), log_m = log(m);
-    const V r = log_q - log_m;
-    return {excess(q, m, r), weighted(q, r) + a * q * (m - q) / m};
+    const V m = above_zero(a * t.q + c * t.p), r = t.log_q - log(m);
+    return {excess(t.q, m, r), weighted(t.q, r + V(log(alpha) + 1.0)) - a * t.q * t.q / m};
   }
 };
 
 /// 1/2 sum |p - q|, with the subgradient 0 where p = q.
 struct TotalVariation : Separable {
+  static constexpr bool kSlopeNeedsLogs = false;
   FD_INLINE explicit TotalVariation(const double*) {}
 
   template <class V>
-  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
-    const V q = exp(log_q), gap = q - exp(log_p), half_q = V(0.5) * q;
-    const V slope = select(gap < V(0), -half_q, select(V(0) < gap, half_q, V(0) * half_q));
-    return {V(0.5) * abs(gap), slope};
+  FD_INLINE Term<V> operator()(const Token<V>& t) const {
+    const V gap = t.q - t.p;
+    const V slope = select(gap < V(0), V(1), select(V(0) < gap, V(0), V(0.5)));
+    return {V(0.5) * abs(gap), -(t.q * slope)};
   }
 };
 
@@ -230,11 +239,11 @@ struct NegativeLogAcceptance : LogSum {
   FD_INLINE double factor() const { return -1.0; }
 
   template <class V>
-  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
-    const V r = log_q - log_p;
+  FD_INLINE Term<V> operator()(const Token<V>& t) const {
+    const V r = t.log_q - t.log_p;
     const V slope = select(r < V(0), V(1), select(V(0) < r, V(0), V(0.5)));
-    const V smaller = select(log_q < log_p, log_q, log_p);
-    return {select(log_q == log_q, smaller, log_q), slope};
+    const V smaller = select(t.log_q < t.log_p, t.log_q, t.log_p);
+    return {select(t.log_q == t.log_q, smaller, t.log_q), slope};
   }
 };
 
@@ -248,8 +257,8 @@ struct Renyi : LogSum {
   FD_INLINE Power power(int) const { return {alpha, 1.0 - alpha}; }
 
   template <class V>
-  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
-    return {log_power(power(0), log_p, log_q), V(1.0 - alpha)};
+  FD_INLINE Term<V> operator()(const Token<V>& t) const {
+    return {log_power(power(0), t.log_p, t.log_q), V(1.0 - alpha)};
   }
   template <class S>
   FD_INLINE Sums<S> one_sweep(const Moments<S>& m) const {
@@ -262,11 +271,12 @@ struct Renyi : LogSum {
     FD_INLINE explicit NearOne(double alpha) : alpha(alpha) {}
 
     template <class V>
-    FD_INLINE Term<V> operator()(V log_p, V log_q) const {
-      const V a(alpha), p = exp(log_p), q = exp(log_q), r = log_p - log_q;
+    FD_INLINE Term<V> operator()(const Token<V>& t) const {
+      const V a(alpha), r = t.log_p - t.log_q;
       const V reach = abs(r) * V(alpha < 1.0 ? 1.0 : alpha);
-      const V near = q * r * r * a * (a * excess_ratio(-(a * r)) - excess_ratio(-r));
-      const V far = exp(log_power({alpha, 1.0 - alpha}, log_p, log_q)) - a * p - V(1.0 - alpha) * q;
+      const V near = t.q * r * r * a * (a * excess_ratio(-(a * r)) - excess_ratio(-r));
+      const V power = exp(log_power({alpha, 1.0 - alpha}, t.log_p, t.log_q));
+      const V far = power - a * t.p - V(1.0 - alpha) * t.q;
       return {select(reach < V(kSeriesReach), near, far), V(0)};
     }
   };
@@ -285,21 +295,22 @@ struct AlphaBeta : Separable {
   }
 
   template <class V>
-  FD_INLINE Term<V> operator()(V log_p, V log_q) const {
+  FD_INLINE Term<V> operator()(const Token<V>& t) const {
     const V a(alpha), b(beta), sum(alpha + beta);
-    const V both = exp(a * log_p + b * log_q), p = exp(sum * log_p), q = exp(sum * log_q);
+    const V both = exp(a * t.log_p + b * t.log_q);
+    const V p = exp(sum * t.log_p), q = exp(sum * t.log_q);
     // With r = log p - log q, p^(a+b) = both exp(b r) and q^(a+b) = both exp(-a r): the summand is
     // both [a excess(b r) + b excess(-a r)] / (a + b), taken from the series where r is small.
-    const V r = log_p - log_q, reach = abs(r) * V(alpha < beta ? beta : alpha);
+    const V r = t.log_p - t.log_q, reach = abs(r) * V(alpha < beta ? beta : alpha);
     const V near = both * r * r * (b * excess_ratio(-(b * r)) + a * excess_ratio(a * r));
     const V far = (a * p + b * q - sum * both) / V(alpha * beta);
-    return {select(reach < V(kSeriesReach), near, far) / sum, (q - both) / a};
+    return {select(reach < V(kSeriesReach), near, far) / sum, (q - t.q - both) / a};
   }
   template <class S>
   FD_INLINE Sums<S> one_sweep(const Moments<S>& m) const {
     const S a(alpha), b(beta), both = exp(m.log_power[0]);
     const S p = exp(m.log_power[1]), q = exp(m.log_power[2]);
-    return {((a * p + b * q) / (a + b) - both) / (a * b), (q - both) / a};
+    return {((a * p + b * q) / (a + b) - both) / (a * b), (q - S(1) - both) / a};
   }
 };
 
@@ -326,9 +337,10 @@ struct Observed {
 
 /// KL(p || q), KL(q || p), sum min(p, q), H(q), H(p) of a row are the sums of these.
 template <class V>
-FD_INLINE Observed<V> observe(V log_p, V log_q) {
-  const V p = exp(log_p), q = exp(log_q), r = log_p - log_q;
-  return {excess(p, q, r), excess(q, p, -r), min(p, q), -weighted(q, log_q), -weighted(p, log_p)};
+FD_INLINE Observed<V> observe(const Token<V>& t) {
+  const V r = t.log_p - t.log_q;
+  return {excess(t.p, t.q, r), excess(t.q, t.p, -r), min(t.p, t.q), -weighted(t.q, t.log_q),
+          -weighted(t.p, t.log_p)};
 }
 
 // ---- what the kernels ask ---------------------------------------------------------------------
@@ -338,8 +350,8 @@ inline constexpr bool kHasOneSweep = (D::kMoments != 0) || (D::kPowers != 0);
 
 /// The derivative r of one token; `log_sum` is log sum exp(e), used by kLogSum alone.
 template <class D, class V>
-FD_INLINE V slope_of(const D& divergence, V log_p, V log_q, V log_sum) {
-  const Term<V> term = divergence(log_p, log_q);
+FD_INLINE V slope_of(const D& divergence, const Token<V>& token, V log_sum) {
+  const Term<V> term = divergence(token);
   if constexpr (D::kLogSum) {
     return V(divergence.factor()) * exp(term.value - log_sum) * term.dlogq;
   } else {

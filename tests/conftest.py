@@ -1,11 +1,13 @@
 """Parametrises every test by the lists of ``cases``: a test asks for an axis by naming it."""
 
-import cases
 import hypothesis
 import pytest
 import torch
 
 import fastdistill as fd
+
+pytest.register_assert_rewrite("cases")
+import cases  # noqa: E402  (after the rewriting of its asserts)
 
 # No database: examples are derived from the test itself, the same on every machine.
 hypothesis.settings.register_profile("laws", deadline=None, derandomize=True, database=None)

@@ -30,6 +30,27 @@ def test_vocabulary_sizes(divergence, vocab, form, isa):
     )
 
 
+def test_reduced_loss_is_the_sum_of_the_row_losses(case, dtype):
+    """It makes its gradient in the forward pass, the row losses in the backward."""
+    divergence, kind = case
+    inputs = {"student_logits": randn(4, 33, scale=2.0, dtype=dtype)}
+    teacher, labels = make_teacher(kind, 4, 33, dtype=dtype), torch.tensor([0, 32, -100, 13])
+    weights, scale = torch.tensor([0.5, 2.0, 1.0, 1.0]), 4.0
+    config = {"divergence": divergence, "hard_weight": 0.4}
+    upstream = scale * weights.to(torch.promote_types(dtype, torch.float32))
+    value, gradient = run(
+        fd.distillation_loss, inputs, teacher, labels, reduction="none", upstream=upstream, **config
+    )
+    reduced, by_sum = run(
+        fd.distillation_loss, inputs, teacher, labels, reduction="sum", weights=weights,
+        upstream=torch.tensor(scale, dtype=upstream.dtype), **config,
+    )  # fmt: skip
+    torch.testing.assert_close(reduced, (value * weights).sum())
+    # A power of two scales without rounding.
+    rounding = 2 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    torch.testing.assert_close(by_sum, gradient, rtol=rounding, atol=rounding)
+
+
 @pytest.mark.parametrize("temperature", [0.3, 4.0])
 def test_all_options_at_once(case, temperature, isa):
     """Softcap, scale, temperature and hard labels on both sides; a padded vocabulary."""

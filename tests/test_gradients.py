@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from cases import CLASSES, KINKED, make_teacher, randn
+from cases import CLASSES, KINKED, error, make_teacher, randn, run, truth
 from torch.autograd import gradcheck
 
 import fastdistill as fd
+from fastdistill import reference
 
 OPTIONS = {
     "hard_weight": 0.6,
@@ -136,3 +137,22 @@ def test_teacher_gets_no_gradient(kind):
     fd.distillation_loss(randn(3, 7).requires_grad_(), teacher).backward()
     fd.linear_distillation_loss(hidden, weight, teacher).backward()
     assert all(getattr(teacher, name).grad is None for name in names)
+
+
+@pytest.mark.parametrize("form", ["logits", "linear"])
+def test_loss_scaling_reaches_float16_gradients(form):
+    """Divided by 2^16 tokens a gradient is under float16's range, which is what scaling is for."""
+    teacher = fd.TeacherLogits(randn(11, 33, seed=1))
+    inputs = {"student_logits": randn(11, 33, dtype=torch.float16)}
+    if form == "linear":
+        inputs = {
+            "student_hidden": randn(11, 13, dtype=torch.float16),
+            "student_weight": randn(33, 13, seed=7, scale=0.5, dtype=torch.float16),
+        }
+    name = "distillation_loss" if form == "logits" else "linear_distillation_loss"
+    scale, config = torch.tensor(2.0**16), {"num_items": 2**16}
+    ours = run(getattr(fd, name), inputs, teacher, upstream=scale, **config)
+    theirs = run(getattr(reference, name), inputs, teacher, upstream=scale, **config)
+    exact = truth(getattr(reference, name), inputs, teacher, upstream=scale.double(), **config)
+    for own, other, true in zip(ours, theirs, exact, strict=True):
+        assert error(own, true) <= 2 * error(other, true) + 1e-6

@@ -102,13 +102,15 @@ def test_confidently_wrong_student(divergence, size, dtype_, isa):
     )
 
 
-def test_common_shift_costs_no_digits(divergence, isa):
-    """Logits that a shift by 512 leaves exact: only their differences may count."""
+@pytest.mark.parametrize(("shift", "gap"), [(512.0, 0.0), (0.0, 16.0), (-64.0, 128.0)])
+def test_level_of_the_logits_costs_no_digits(divergence, shift, gap, isa):
+    """Logits that the shifts leave exact: the common level is free, a gap costs 1e-7 of itself."""
     student, teacher = ((8 * randn(3, 33, seed=s, scale=2.0)).round() / 8 for s in (1, 2))
     value, gradient = rows(student, teacher, divergence)
-    shifted = rows(student + 512.0, teacher - 512.0, divergence)
-    torch.testing.assert_close(shifted[0], value, rtol=2e-6, atol=1e-6)
-    torch.testing.assert_close(shifted[1], gradient, rtol=2e-6, atol=1e-6)
+    shifted = rows(student + shift + gap, teacher + shift, divergence)
+    tolerance = {"rtol": 2e-6, "atol": 1e-6 + 1e-7 * gap}
+    torch.testing.assert_close(shifted[0], value, **tolerance)
+    torch.testing.assert_close(shifted[1], gradient, **tolerance)
 
 
 @pytest.mark.parametrize("kind_", ["bucket", "renormalize", "uniform"])
@@ -137,10 +139,9 @@ def test_huge_logits_in_half_precision(divergence):
     assert gradient.isfinite().all()
     exact_value, exact_gradient = true_rows(student, teacher, divergence)
     torch.testing.assert_close(value.double(), exact_value, rtol=1e-5, atol=1e-6)
-    largest = float(exact_gradient.abs().max())
-    torch.testing.assert_close(
-        gradient.double(), exact_gradient, rtol=1e-3, atol=1e-3 * largest + 1e-6
-    )
+    # Some roundings of log-probabilities as large as these, and that of the storage.
+    atol = 4 * torch.finfo(torch.float32).eps * float(exact_value.max()) + 1e-6
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-3, atol=atol)
 
 
 def test_padding_with_the_lowest_finite_number(divergence, isa):
@@ -320,25 +321,21 @@ def test_elementary_function_does_not_depend_on_the_lane(name, isa):
     np.testing.assert_array_equal(evaluate(name, x), alone)
 
 
-def test_half_precision_is_read_and_written_exactly(isa):
-    """Every float16 and bfloat16 number, through a gradient that is the logit's own rounding."""
-    for dtype in (torch.float16, torch.bfloat16):
-        every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-        finite = every[every.isfinite()]
-        zero = torch.zeros(finite.numel(), 1, dtype=dtype)
-        student = torch.stack([finite, zero[:, 0]], -1)
-        labels = torch.zeros(finite.numel(), dtype=torch.int64)
-        value, gradient = run(
-            fd.distillation_loss, {"student_logits": student}, student, labels,
-            soft_weight=0.0, hard_weight=1.0, reduction="none",
-            upstream=torch.full((finite.numel(),), 4.0),
-        )  # fmt: skip
-        x = finite.double()
-        torch.testing.assert_close(
-            value.double(), torch.nn.functional.softplus(-x), rtol=1e-6, atol=2e-7
-        )
-        expected = -4 * torch.sigmoid(-x)
-        info = torch.finfo(dtype)
-        half_a_place = info.eps / 2 * expected.abs().clamp_min(info.smallest_normal)
-        error = (gradient[:, 0].double() - expected).abs()
-        assert (error <= half_a_place + 4e-7 * expected.abs()).all()
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_every_half_precision_number_is_read_and_written(half, isa):
+    """Through the cross entropy of (x, 0) with label 0, whose gradient by the 0 is sigmoid(-x)."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(half)
+    x = every[every.isfinite()]
+    student = torch.stack([x, torch.zeros_like(x)], -1)
+    value, gradient = run(
+        fd.distillation_loss, {"student_logits": student}, student,
+        torch.zeros(x.numel(), dtype=torch.int64), soft_weight=0.0, hard_weight=1.0,
+        reduction="none", upstream=torch.ones(x.numel()),
+    )  # fmt: skip
+    exact = torch.nn.functional.softplus(-x.double())
+    torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=1e-6)
+    exact, info = torch.sigmoid(-x.double()), torch.finfo(half)
+    half_a_place = info.eps / 2 * exact.clamp_min(info.smallest_normal)
+    underflow = 2.0**-125  # the exponential is zero below
+    error = (gradient[:, 1].double() - exact).abs()
+    assert (error <= half_a_place + 1e-5 * exact + underflow).all()

@@ -23,16 +23,14 @@ struct Argmax {
 /// Metrics of a row whose teacher is known at every token.
 template <class S>
 RowMetrics sweep_dense_metrics(const RowReader<S>& row, const RowStats& stats, Tile<S>& tile) {
-  using A = Arithmetic<S>;
-  using V = typename A::Value;
-  const Normalizer<V> log_p(stats.teacher_lse), log_q(stats.student_lse);
+  using V = typename Arithmetic<S>::Value;
   RowMetrics sums{};
   Argmax student, teacher;
   row.for_each_tile(tile, [&](int64_t start, int64_t n, TileMax tile_max) {
+    const TileTokens<false, S> tokens(tile, stats, {}, start);
     Observed<V> total{V(0.0), V(0.0), V(0.0), V(0.0), V(0.0)};
     for_each_vector<S>(n, [&](int64_t i) {
-      const Observed<V> token = observe(log_p(A::load_from(tile.teacher + i)),
-                                        log_q(A::load_from(tile.student + i)));
+      const Observed<V> token = observe(tokens(i));
       total.forward_kl = total.forward_kl + token.forward_kl;
       total.reverse_kl = total.reverse_kl + token.reverse_kl;
       total.overlap = total.overlap + token.overlap;

@@ -11,6 +11,7 @@ template <class S>
 struct Workspace {
   Tile<S>& tile;
   Listed<S> listed;
+  KeptExps<S> kept;
 
   Workspace(const RowProblem& problem, void* scratch) : tile(*static_cast<Tile<S>*>(scratch)) {
     const int64_t entries = problem.top_k.k + 1;
@@ -20,12 +21,29 @@ struct Workspace {
     listed.log_p = reinterpret_cast<S*>(listed.ids + entries);
     listed.x = listed.log_p + entries;
     listed.gradient = listed.x + entries;
+    if (may_keep_exps(problem)) {
+      const int64_t elements = tiles_of(problem.vocab) * kTile;
+      kept.student = listed.gradient + entries;
+      kept.teacher = kept.student + elements;
+      kept.tile_max = reinterpret_cast<TileMax*>(kept.teacher + elements);
+    }
+  }
+
+  static bool may_keep_exps(const RowProblem& problem) {
+    return problem.mode != Mode::kBackward && problem.top_k.k == 0;
+  }
+
+  static int64_t bytes(const RowProblem& problem) {
+    const int64_t tiles = tiles_of(problem.vocab), entries = problem.top_k.k + 1;
+    int64_t sum = sizeof(Tile<S>) + 8 * (tiles + 2 + entries) + 3 * entries * sizeof(S);
+    if (may_keep_exps(problem)) sum += tiles * (2 * kTile * sizeof(S) + sizeof(TileMax));
+    return sum;
   }
 };
 
 int64_t scratch_bytes(const RowProblem& problem) {
-  const int64_t words = tiles_of(problem.vocab) + 2 + 4 * (problem.top_k.k + 1);
-  return static_cast<int64_t>(sizeof(Tile<double>)) + words * 8;
+  return problem.student.dtype == DType::kFloat64 ? Workspace<double>::bytes(problem)
+                                                  : Workspace<float>::bytes(problem);
 }
 
 /// Everything that is known of the row in hand.
@@ -83,28 +101,41 @@ TileMax load_with_made_teacher(const void* source, int64_t start, int64_t n, Til
           0.0};
 }
 
-template <class D, class S>
-void store_full_gradient(const D& divergence, const Row<S>& row, const RowReader<S>& reader,
-                         Tile<S>& tile) {
+template <bool kKept, class D, class S>
+void store_full_gradient(const D& divergence, const Row<S>& row, const RowReader<S>& reader) {
+  Tile<S>& tile = row.work.tile;
   const double weight = row.problem.grad_soft[row.index];
-  reader.for_each_tile(tile, [&](int64_t start, int64_t n, TileMax) {
-    divergence_gradient(divergence, row.stats, weight, n, tile);
+  // With the exps at hand some gradients do not look at the logits again.
+  const bool needs_logits = !kKept || D::kSlopeNeedsLogs || row.has_label() ||
+                            row.problem.student.softcap != 0.0;
+  for (int64_t start = 0; start < reader.size; start += kTile) {
+    const int64_t n = reader.size - start < kTile ? reader.size - start : kTile;
+    if (needs_logits) reader.load(reader.source, start, n, tile);
+    divergence_gradient<kKept>(divergence, row.stats, weight, start, n, tile, row.work.kept);
     finish_tile(row, start, n, tile);
-  });
+  }
 }
 
 template <class D, class S>
 void dense_row(const D& divergence, Row<S>& row) {
   Tile<S>& tile = row.work.tile;
+  // Exps are kept for the sweeps that follow in this call.
+  const bool keep = row.problem.mode == Mode::kFused || !kHasOneSweep<D>;
+  if (!keep) row.work.kept = {};
   const RowReader<S> reader{row.problem.vocab, &row, load_dense<S>};
   if (row.wants_values()) {
     write_values(row, measure(divergence, reader, row.problem.temperature, row.has_label(), tile,
-                              row.stats));
+                              row.stats, row.work.kept));
     if (row.wants_metrics()) {
       row.problem.metrics[row.index] = sweep_dense_metrics(reader, row.stats, tile);
     }
   }
-  if (row.wants_gradient()) store_full_gradient(divergence, row, reader, tile);
+  if (!row.wants_gradient()) return;
+  if (row.work.kept.student == nullptr) {
+    store_full_gradient<false>(divergence, row, reader);
+  } else {
+    store_full_gradient<true>(divergence, row, reader);
+  }
 }
 
 // ---- rows of a top-k teacher ------------------------------------------------------------------
@@ -145,7 +176,7 @@ void made_row(const D& divergence, Row<S>& row) {
     const bool own_hard = row.has_label() && problem.temperature != 1.0;
     row.stats.student_lse = sweep_student(row, own_hard, false);
     if (!own_hard) row.stats.hard_lse = row.stats.student_lse;
-    const Sums<double> sums = sweep_sums(divergence, reader, row.work.tile, row.stats);
+    const Sums<double> sums = sweep_sums<false>(divergence, reader, row.work.tile, row.stats);
     row.stats.slope = sums.slope;
     // The normalised form adds balance * sum(q - p), which is not zero where p is cut off.
     double missing = problem.top_k.tail == Tail::kZero ? 1.0 : 0.0;
@@ -158,7 +189,7 @@ void made_row(const D& divergence, Row<S>& row) {
       write_listed_metrics(row);
     }
   }
-  if (row.wants_gradient()) store_full_gradient(divergence, row, reader, row.work.tile);
+  if (row.wants_gradient()) store_full_gradient<false>(divergence, row, reader);
 }
 
 /// Fills listed.x, and the tail as one more entry for kBucket; returns the size of the short row.
@@ -190,7 +221,7 @@ double measure_short_row(const D& divergence, Row<S>& row, const RowReader<S>& r
   row.stats.teacher_lse = bucket ? 0.0 : lse_of(listed.log_p, reader.size, tile.teacher);
   if (bucket && row.problem.temperature == 1.0) row.stats.hard_lse = row.stats.student_lse;
   if (reader.size == 0) return 0.0;
-  const Sums<double> sums = sweep_sums(divergence, reader, tile, row.stats);
+  const Sums<double> sums = sweep_sums<false>(divergence, reader, tile, row.stats);
   row.stats.slope = sums.slope;
   return max(sums.value, 0.0);
 }
@@ -230,7 +261,8 @@ void short_row(const D& divergence, Row<S>& row) {
   }
   if (!row.wants_gradient()) return;
   reader.for_each_tile(tile, [&](int64_t start, int64_t n, TileMax) {
-    divergence_gradient(divergence, row.stats, row.problem.grad_soft[row.index], n, tile);
+    divergence_gradient<false>(divergence, row.stats, row.problem.grad_soft[row.index], start, n,
+                               tile);
     memcpy(listed.gradient + start, tile.gradient, n * sizeof(S));
   });
   const bool has_tail = reader.size > listed.count;

@@ -29,7 +29,9 @@ class RowLosses(torch.autograd.Function):
         options: tuple[Any, ...],
         *rows: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        soft, hard, metrics, stats = _fd.rows_forward(student, *rows, with_metrics, *options)
+        soft, hard, metrics, stats, _ = _fd.rows_forward(
+            student, *rows, None, None, with_metrics, *options
+        )
         ctx.save_for_backward(student, *rows, stats)
         ctx.mark_non_differentiable(metrics)
         ctx.options, ctx.rows = options, len(rows)
@@ -44,6 +46,37 @@ class RowLosses(torch.autograd.Function):
             *ctx.saved_tensors, grad_soft.contiguous(), grad_hard.contiguous(), *ctx.options
         )
         return gradient, None, None, *[None] * ctx.rows
+
+
+class LogitsLoss(torch.autograd.Function):
+    """sum(soft_factor * soft + hard_factor * hard), with its gradient made in the same pass.
+
+    Returns that sum, and soft, hard and metrics themselves without gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        soft_factor: Tensor,
+        hard_factor: Tensor,
+        with_metrics: bool,
+        options: tuple[Any, ...],
+        *rows: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        soft, hard, metrics, _, gradient = _fd.rows_forward(
+            student, *rows, soft_factor, hard_factor, with_metrics, *options
+        )
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(soft, hard, metrics)
+        ctx.rows = len(rows)
+        return (soft_factor * soft + hard_factor * hard).sum(), soft, hard, metrics
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return _scaled(gradient, grad_loss), *[None] * (4 + ctx.rows)
 
 
 class LinearRowLosses(torch.autograd.Function):

@@ -27,8 +27,9 @@ _OPTIONS = f"{SPEC_SCHEMA}, {HEAD_SCHEMA}"
 
 # In what follows (N,) tensors have one entry per row; values are soft (N,), hard (N,), metrics (N, M).
 _LIBRARY.define(
-    f"rows_forward(Tensor student, {_ROWS}, bool with_metrics, {_OPTIONS}) "
-    "-> (Tensor soft, Tensor hard, Tensor metrics, Tensor stats)"
+    f"rows_forward(Tensor student, {_ROWS}, Tensor? grad_soft, Tensor? grad_hard, "
+    f"bool with_metrics, {_OPTIONS}) "
+    "-> (Tensor soft, Tensor hard, Tensor metrics, Tensor stats, Tensor grad_student)"
 )
 _LIBRARY.define(
     f"rows_backward(Tensor student, {_ROWS}, Tensor stats, Tensor grad_soft, Tensor grad_hard, "
@@ -77,23 +78,29 @@ def _outside_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 def _rows_forward(student: Tensor, *args: Any) -> tuple[Tensor, ...]:
     teacher = TeacherTensors(*args[:_TEACHER_FIELDS])
-    labels, counted, with_metrics, *options = args[_TEACHER_FIELDS:]
+    labels, counted, grad_soft, grad_hard, with_metrics, *options = args[_TEACHER_FIELDS:]
     spec, dtypes = _split_options(options)
     _check_data(teacher, labels, counted, spec.vocab)
     count = student.shape[:-1].numel()
-    values, stats = Values.zeros(count, with_metrics), new_stats(count)
+    fused = grad_soft is not None
+    values, stats = Values.zeros(count, with_metrics), new_stats(0 if fused else count)
+    gradient = fresh(student, count, student.shape[-1]) if fused else None
     for rows, own, other in matched_rows(student, teacher, spec, dtypes):
         run_rows(
-            "forward",
+            "fused" if fused else "forward",
             spec,
             own,
             other,
             labels=part(labels, rows),
             counted=part(counted, rows),
             values=values.rows(rows),
-            stats=stats[rows],
+            stats=None if fused else stats[rows],
+            grad_soft=part(grad_soft, rows),
+            grad_hard=part(grad_hard, rows),
+            gradient=part(gradient, rows),
         )
-    return *values, stats
+    nothing = student.new_empty(0)
+    return *values, stats, nothing if gradient is None else gradient.view(student.shape)
 
 
 def _rows_backward(student: Tensor, *args: Any) -> Tensor:
@@ -156,8 +163,10 @@ def _fake_values(like: Tensor, with_metrics: bool) -> tuple[Tensor, ...]:
 
 
 def _fake_rows_forward(student: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    values = _fake_values(student, args[_TEACHER_FIELDS + 2])
-    return *values, values[0].new_empty(values[0].shape[0], _C.ROW_STATS)
+    fused, with_metrics = args[_TEACHER_FIELDS + 2] is not None, args[_TEACHER_FIELDS + 4]
+    values = _fake_values(student, with_metrics)
+    stats = values[0].new_empty(0 if fused else values[0].shape[0], _C.ROW_STATS)
+    return *values, stats, student.new_empty(student.shape if fused else (0,))
 
 
 def _fake_rows_backward(student: Tensor, *_: Any) -> Tensor:

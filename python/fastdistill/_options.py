@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -17,7 +17,7 @@ Reduction = Literal["none", "sum", "mean"]
 class LossOptions:
     """Everything about a loss but the tensors of a batch; fields as in ``distillation_loss``."""
 
-    divergence: Divergence | str = field(default_factory=ForwardKL)
+    divergence: Divergence | str = ForwardKL()
     temperature: float = 1.0
     soft_weight: float = 1.0
     hard_weight: float = 0.0

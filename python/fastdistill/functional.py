@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import LinearLoss, LinearRowLosses, RowLosses
+from ._autograd import LinearLoss, LinearRowLosses, LogitsLoss, RowLosses
 from ._batch import Batch, TokenArguments, prepare
 from ._head import HeadDtypes
 from ._options import LossOptions, Reduction
@@ -82,8 +82,19 @@ def distillation_loss(
     tokens = TokenArguments(labels, mask, weights, num_items)
     dtypes = HeadDtypes(_autocast_dtype(student_logits), None)
     batch = prepare(options, student_logits.shape, student_logits.dtype, teacher, tokens, dtypes)
-    soft, hard, table = RowLosses.apply(student_logits, return_metrics, batch.options, *batch.rows)  # type: ignore[no-untyped-call]
-    loss = _reduce(options, batch, soft, hard, student_logits.shape[:-1])
+    trained = torch.is_grad_enabled() and student_logits.requires_grad
+    # A float16 gradient must be scaled before it is rounded: it is made in the backward.
+    if reduction == "none" or not trained or student_logits.dtype == torch.float16:
+        soft, hard, table = RowLosses.apply(  # type: ignore[no-untyped-call]
+            student_logits, return_metrics, batch.options, *batch.rows
+        )
+        loss = _reduce(options, batch, soft, hard, student_logits.shape[:-1])
+    else:
+        soft_factor, hard_factor = _row_factors(options, batch)
+        loss, soft, hard, table = LogitsLoss.apply(  # type: ignore[no-untyped-call]
+            student_logits, soft_factor, hard_factor, return_metrics, batch.options, *batch.rows
+        )
+        loss = _add_entropy(loss, batch, soft_factor)
     loss = loss.to(_loss_dtype(student_logits))
     return (loss, _metrics(batch, soft, hard, table)) if return_metrics else loss
 
@@ -150,14 +161,13 @@ def linear_distillation_loss(
         )
         loss = _reduce(options, batch, soft, hard, shape[:-1])
     else:
-        scale = batch.weights / (batch.denominator if reduction == "mean" else 1.0)
         wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in head]
+        soft_factor, hard_factor = _row_factors(options, batch)
         loss, soft, hard, table = LinearLoss.apply(  # type: ignore[no-untyped-call]
-            *head, options.soft_factor * scale, options.hard_weight * scale, wanted, chunk_size,
-            return_metrics, batch.options, *batch.rows,
+            *head, soft_factor, hard_factor, wanted, chunk_size, return_metrics, batch.options,
+            *batch.rows,
         )  # fmt: skip
-        if batch.entropy is not None:
-            loss = loss + options.soft_factor * (scale * batch.entropy).sum()
+        loss = _add_entropy(loss, batch, soft_factor)
     loss = loss.to(_loss_dtype(student_weight))
     return (loss, _metrics(batch, soft, hard, table)) if return_metrics else loss
 
@@ -218,6 +228,17 @@ def _loss_dtype(student: Tensor) -> torch.dtype:
 
 
 # ---- reduction --------------------------------------------------------------------------------
+
+
+def _row_factors(options: LossOptions, batch: Batch) -> tuple[Tensor, Tensor]:
+    """d loss / d soft and d loss / d hard of each row (N,), for a reduced loss."""
+    scale = batch.weights / (batch.denominator if options.reduction == "mean" else 1.0)
+    return options.soft_factor * scale, options.hard_weight * scale
+
+
+def _add_entropy(loss: Tensor, batch: Batch, soft_factor: Tensor) -> Tensor:
+    """Completes the sum over rows where the teacher is a sample."""
+    return loss if batch.entropy is None else loss + (soft_factor * batch.entropy).sum()
 
 
 def _soft(batch: Batch, soft: Tensor) -> Tensor:

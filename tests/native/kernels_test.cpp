@@ -143,13 +143,15 @@ Expected expect(const D& divergence, const RowProblem& problem, const Categories
   }
   const Real lse = log_sum_exp(included);
   Reals member_lse, exponents, slopes;
+  std::vector<Token<double>> tokens;
   Expected expected;
   for (size_t c = 0; c < count; ++c) {
     member_lse.push_back(log_sum_exp(members[c]));
     const auto log_q = static_cast<double>(member_lse[c] - lse);
-    const Term<double> term = divergence(categories.log_p[c], log_q);
-    expected.soft += Real(term.value);
-    exponents.push_back(term.value);
+    const double log_p = categories.log_p[c];
+    tokens.push_back({log_p, log_q, exp(log_p), exp(log_q)});
+    exponents.push_back(divergence(tokens[c]).value);
+    expected.soft += exponents[c];
   }
   expected.soft -= Real(divergence.balance()) * categories.missing;
   Real log_sum = 0, total = 0;
@@ -157,11 +159,9 @@ Expected expect(const D& divergence, const RowProblem& problem, const Categories
     log_sum = log_sum_exp(exponents);
     expected.soft = Real(divergence.factor()) * log_sum;
   }
-  for (size_t c = 0; c < count; ++c) {
-    const auto log_q = static_cast<double>(member_lse[c] - lse);
-    slopes.push_back(
-        slope_of(divergence, categories.log_p[c], log_q, static_cast<double>(log_sum)));
-    total += slopes[c];
+  for (const Token<double>& token : tokens) {
+    slopes.push_back(slope_of(divergence, token, static_cast<double>(log_sum)));
+    total += slopes.back();
   }
   const Real temperature = problem.temperature;
   Reals at_one;
@@ -184,8 +184,8 @@ Expected expect(const D& divergence, const RowProblem& problem, const Categories
     }
     const Real capped =
         problem.student.softcap == 0.0 ? 0 : at_one[v] / Real(problem.student.softcap);
-    expected.gradient.push_back(by_x * Real(problem.student.scale) / temperature *
-                                (1 - capped * capped));
+    expected.gradient
+        .push_back(by_x * Real(problem.student.scale) / temperature * (1 - capped * capped));
   }
   return expected;
 }

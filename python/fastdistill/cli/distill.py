@@ -43,7 +43,7 @@ def distill(
         Path, typer.Option(metavar="DIR", help="New directory for the student.")
     ] = Path("distilled-student"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 90,
     batch: Annotated[int, typer.Option(min=1, help="Blocks of text per step.")] = 4,
     block: Annotated[
         int, typer.Option("--block", "--seq-len", min=2, help="Tokens per block.")

@@ -26,6 +26,7 @@ from .config import RunConfig
 from .evaluation import Quality
 
 LINE_EVERY = 10
+SPEED_WINDOW_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,13 @@ def progress_bar(console: Console, done: int, steps: int) -> Iterator[Callable[[
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    progress = Progress(
+        *columns,
+        console=console,
+        disable=not console.is_terminal,
+        speed_estimate_period=SPEED_WINDOW_SECONDS,
+    )
+    with progress:
         task = progress.add_task("training", total=steps, completed=done, loss=float("nan"))
 
         def on_step(step: int, loss: float) -> None:

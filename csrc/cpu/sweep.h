@@ -1,0 +1,112 @@
+// What every sweep over a row is made of: tiles, log-sum-exps, and the hard-label softmax.
+//
+// A row is anything that yields tiles of (student, teacher) values: the logits themselves, or the
+// short list of a top-k teacher. Row-level numbers are double; only the elements are S.
+#pragma once
+
+#include "../divergence.h"
+#include "../online_softmax.h"
+#include "tile.h"
+
+namespace fastdistill {
+namespace {
+
+struct TileMax {
+  double student, teacher;
+};
+
+/// A row of (student, teacher) pairs, loaded tile by tile.
+template <class S>
+struct RowReader {
+  int64_t size;
+  const void* source;
+  TileMax (*load)(const void* source, int64_t start, int64_t n, Tile<S>& tile);
+
+  /// Calls f(n, maxima) for each tile in order.
+  template <class F>
+  FD_INLINE void for_each_tile(Tile<S>& tile, F f) const {
+    for (int64_t start = 0; start < size; start += kTile) {
+      const int64_t n = size - start < kTile ? size - start : kTile;
+      f(start, n, load(source, start, n, tile));
+    }
+  }
+};
+
+/// Subtracts a log-sum-exp in two parts, so that its own rounding does not shift the row.
+template <class V>
+struct Normalizer {
+  V high, low;
+  FD_INLINE explicit Normalizer(double lse)
+      : high(lse), low(lse - static_cast<double>(static_cast<float>(lse))) {}
+  FD_INLINE V operator()(V x) const { return (x - high) - low; }
+};
+template <>
+FD_INLINE Normalizer<double>::Normalizer(double lse) : high(lse), low(0.0) {}
+
+/// A finite stand-in for the maximum of a tile that holds nothing but -inf.
+FD_INLINE double finite_max(double tile_max) { return tile_max == -__builtin_inf() ? 0.0 : tile_max; }
+
+/// Loops over the vectors of a tile.
+template <class S, class F>
+FD_INLINE void for_each_vector(int64_t n, F f) {
+  for (int64_t i = 0; i < n; i += Arithmetic<S>::kWidth) f(i);
+}
+
+/// Accumulates exp(x - max) of n elements, max being theirs.
+template <class S>
+FD_INLINE void push_tile(OnlineSoftmax& state, const S* x, int64_t n, double tile_max) {
+  using A = Arithmetic<S>;
+  using V = typename A::Value;
+  const V shift(finite_max(tile_max));
+  V sum(0.0);
+  for_each_vector<S>(n, [&](int64_t i) { sum = sum + exp(A::load_from(x + i) - shift); });
+  state.push(tile_max, sum_lanes(sum));
+}
+
+/// Accumulates exp(a x_t + b x_s), built in the tile's third buffer.
+template <class S>
+void push_power(OnlineSoftmax& state, Power power, int64_t n, Tile<S>& tile) {
+  using A = Arithmetic<S>;
+  using V = typename A::Value;
+  V largest(-__builtin_inf());
+  for_each_vector<S>(n, [&](int64_t i) {
+    const V x = log_power(power, A::load_from(tile.teacher + i), A::load_from(tile.student + i));
+    store(tile.gradient + i, x);
+    largest = max(largest, x);
+  });
+  push_tile(state, tile.gradient, n, max_lanes(largest));
+}
+
+/// Accumulates the hard-label softmax, which is taken at T = 1: x T are its logits.
+template <class S>
+void push_hard(OnlineSoftmax& state, const Tile<S>& tile, int64_t n, double tile_max,
+               double temperature) {
+  using A = Arithmetic<S>;
+  using V = typename A::Value;
+  const V t(temperature), shift(finite_max(tile_max) * temperature);
+  V sum(0.0);
+  for_each_vector<S>(n, [&](int64_t i) {
+    sum = sum + exp(A::load_from(tile.student + i) * t - shift);
+  });
+  state.push(tile_max * temperature, sum_lanes(sum));
+}
+
+/// Adds the gradient of cross entropy by x: T (softmax(x T) - onehot(label)).
+template <class S>
+void add_hard_gradient(Tile<S>& tile, int64_t n, double temperature, double hard_lse, double weight,
+                       int64_t label_in_tile) {
+  using A = Arithmetic<S>;
+  using V = typename A::Value;
+  const V t(temperature), by_x(weight * temperature);
+  const Normalizer<V> normalize(hard_lse);
+  for_each_vector<S>(n, [&](int64_t i) {
+    const V hard = exp(normalize(A::load_from(tile.student + i) * t));
+    store(tile.gradient + i, A::load_from(tile.gradient + i) + by_x * hard);
+  });
+  if (0 <= label_in_tile && label_in_tile < n) {
+    tile.gradient[label_in_tile] -= static_cast<S>(weight * temperature);
+  }
+}
+
+}  // namespace
+}  // namespace fastdistill

@@ -1,0 +1,342 @@
+"""Every error: its type, and a message that names the argument, what was expected and what came."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from cases import make_teacher, randn, top_k
+
+import fastdistill as fd
+from fastdistill import _native
+
+N, V, D = 4, 33, 8
+
+
+def logits_call(**changes):
+    arguments = {"student_logits": randn(N, V), "teacher": randn(N, V, seed=1), **changes}
+    return fd.distillation_loss(**arguments)
+
+
+def linear_call(**changes):
+    arguments = {
+        "student_hidden": randn(N, D),
+        "student_weight": randn(V, D, seed=1),
+        "teacher": randn(N, V, seed=2),
+        **changes,
+    }
+    return fd.linear_distillation_loss(**arguments)
+
+
+LOG_P = torch.log_softmax(randn(N, V), -1)
+LISTED = top_k(LOG_P, 3)
+IDS, LOG_PROBS = LISTED.ids, LISTED.log_probs
+LABELS = torch.arange(N)
+
+
+def with_id(wrong, row, slot):
+    ids = IDS.clone()
+    ids[row, slot] = wrong
+    return ids
+
+
+def error_name(value):
+    return value if isinstance(value, str) else ""
+
+
+
+# Of both losses: exception, message, arguments. A message names the argument and what came.
+OPTION_ERRORS = [
+    (ValueError, "divergence must be one of forward_kl, .*; got 'kl'", {"divergence": "kl"}),
+    (TypeError, "divergence must be a divergence or its name, got int", {"divergence": 3}),
+    (TypeError, "divergence must be .*, got type", {"divergence": fd.ForwardKL}),
+    (ValueError, "temperature must be finite and > 0, got 0.0", {"temperature": 0.0}),
+    (ValueError, "temperature must be finite and > 0, got -1", {"temperature": -1}),
+    (ValueError, "temperature must be finite and > 0, got inf", {"temperature": math.inf}),
+    (ValueError, "temperature must be finite and > 0, got nan", {"temperature": math.nan}),
+    (TypeError, "temperature must be a number, got str", {"temperature": "hot"}),
+    (TypeError, "temperature must be a number, got Tensor", {"temperature": torch.tensor(1.0)}),
+    (ValueError, "soft_weight must be finite and >= 0, got -1.0", {"soft_weight": -1.0}),
+    (ValueError, "hard_weight must be finite and >= 0, got nan", {"hard_weight": math.nan}),
+    (TypeError, "soft_weight must be a number, got str", {"soft_weight": "1"}),
+    (ValueError, "hard_weight = 0.5 needs labels, got None", {"hard_weight": 0.5}),
+    (
+        ValueError,
+        r"reduction must be one of \('none', 'sum', 'mean'\), got 'batchmean'",
+        {"reduction": "batchmean"},
+    ),
+    (ValueError, "student_softcap must be finite and > 0, got 0.0", {"student_softcap": 0.0}),
+    (ValueError, "student_scale must be finite and > 0, got -2.0", {"student_scale": -2.0}),
+    (ValueError, "student_valid_vocab must be None or >= 1, got 0", {"student_valid_vocab": 0}),
+    (
+        ValueError,
+        "valid_vocab must be at most the vocabulary size, got 34 and 33",
+        {"student_valid_vocab": 34},
+    ),
+    (
+        ValueError,
+        "teacher valid_vocab and student_valid_vocab must agree, got 30 and 31",
+        {"teacher": fd.TeacherLogits(randn(N, V), valid_vocab=30), "student_valid_vocab": 31},
+    ),
+    (
+        ValueError,
+        'num_items is the divisor of reduction="mean", got reduction=\'sum\'',
+        {"num_items": 3, "reduction": "sum"},
+    ),
+    (ValueError, "num_items must be > 0, got 0", {"num_items": 0}),
+    (ValueError, r"num_items must be 0-d, got shape \(2,\)", {"num_items": torch.ones(2)}),
+]
+TOKEN_ERRORS = [
+    (ValueError, r"labels must have shape \(4,\), got \(3,\)", {"labels": LABELS[:3]}),
+    (TypeError, "labels must be int64, got torch.int32", {"labels": LABELS.int()}),
+    (TypeError, "labels must be a tensor, got list", {"labels": [0, 1, 2, 3]}),
+    (
+        ValueError,
+        r"labels must be in \[0, 33\) or ignore_index, got 33",
+        {"labels": torch.tensor([0, -100, 33, 1]), "hard_weight": 0.5},
+    ),
+    (
+        ValueError,
+        r"labels must be in \[0, 33\) or ignore_index, got -100",
+        {"labels": torch.tensor([0, -100, 3, 1]), "hard_weight": 0.5, "ignore_index": -1},
+    ),
+    (
+        ValueError,
+        r"labels must be in \[0, 30\) or ignore_index, got 30",
+        {
+            "labels": torch.tensor([0, 30, 3, 1]),
+            "hard_weight": 0.5,
+            "student_valid_vocab": 30,
+        },
+    ),
+    (ValueError, r"mask must have shape \(4,\), got \(4, 1\)", {"mask": torch.ones(4, 1) > 0}),
+    (TypeError, "mask must be bool, got torch.int64", {"mask": LABELS}),
+    (TypeError, "mask must be a tensor, got list", {"mask": [True] * 4}),
+    (ValueError, r"weights must have shape \(4,\), got \(1,\)", {"weights": torch.ones(1)}),
+    (TypeError, "weights must be floating point, got torch.int64", {"weights": LABELS}),
+    (TypeError, "weights must be a tensor, got float", {"weights": 0.5}),
+]
+TEACHER_ERRORS = [
+    (TypeError, "teacher must be a tensor, TeacherLogits, .*, got NoneType", {"teacher": None}),
+    (TypeError, "logits must be floating point, got torch.int64", {"teacher": IDS}),
+    (
+        ValueError,
+        r"teacher ids must be distinct and in \[0, 33\), .*; got 33 in row 1, slot 2",
+        {"teacher": fd.TopKTeacher(with_id(33, row=1, slot=2), LOG_PROBS)},
+    ),
+    (
+        ValueError,
+        r"teacher ids must be distinct and in \[0, 33\), .*; got -2 in row 0, slot 0",
+        {"teacher": fd.TopKTeacher(torch.full_like(IDS, -2), LOG_PROBS)},
+    ),
+    (
+        ValueError,
+        r"teacher ids must be distinct and in \[0, 33\), .*; got 5 in row 0, slot 1",
+        {"teacher": fd.TopKTeacher(torch.full_like(IDS, 5), LOG_PROBS)},
+    ),
+    (
+        ValueError,
+        r"teacher ids must be distinct and in \[0, 33\), .*; got 5 in row 0, slot 1",
+        {"teacher": fd.SampledTeacher(torch.full_like(IDS, 5), LOG_PROBS.exp())},
+    ),
+    (
+        ValueError,
+        r"teacher ids must be distinct and in \[0, 2\), .*; got \d+ in row 0, slot \d",
+        {"teacher": LISTED, "student_valid_vocab": 2},
+    ),
+    (
+        ValueError,
+        r"teacher ids must have the student's leading shape \(4,\), got \(3, 3\)",
+        {"teacher": fd.TopKTeacher(IDS[:3], LOG_PROBS[:3])},
+    ),
+    (
+        ValueError,
+        r"teacher hidden must have the student's leading shape \(4,\), got \(2, 6\)",
+        {"teacher": make_teacher("head", 2, V)},
+    ),
+    (
+        ValueError,
+        "student and teacher must have the same vocabulary size, got 33 and 40",
+        {"teacher": make_teacher("head", N, 40)},
+    ),
+    (
+        ValueError,
+        r"ReverseKL\(\) is infinite where the teacher is zero: tail=\"zero\"",
+        {"teacher": top_k(LOG_P, 3, tail="zero"), "divergence": "reverse_kl"},
+    ),
+    (
+        ValueError,
+        r"SymmetricKL\(weight=0.5\) is infinite where the teacher is zero",
+        {"teacher": top_k(LOG_P, 3, tail="zero"), "divergence": "symmetric_kl"},
+    ),
+    (
+        ValueError,
+        "tail mass of a teacher listed at temperature 1.0 is not known at temperature 2.0",
+        {"teacher": LISTED, "temperature": 2.0},
+    ),
+    (
+        ValueError,
+        r"SampledTeacher needs a divergence that is linear .* \(ForwardKL\), got JensenShannon",
+        {"teacher": make_teacher("sampled", N, V), "divergence": "jensen_shannon"},
+    ),
+    (
+        ValueError,
+        "SampledTeacher weights are probabilities at temperature 1, got temperature 2.0",
+        {"teacher": make_teacher("sampled", N, V), "temperature": 2.0},
+    ),
+]
+
+
+@pytest.mark.parametrize("call", [logits_call, linear_call])
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    OPTION_ERRORS + TOKEN_ERRORS + TEACHER_ERRORS,
+    ids=error_name,
+)
+def test_error(call, error, message, arguments):
+    with pytest.raises(error, match=message):
+        call(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (
+            ValueError,
+            r"student_logits and teacher logits must have the same shape, got \(4, 33\) and \(4, 40\)",
+            {"teacher": randn(4, 40)},
+        ),
+        (
+            ValueError,
+            r"student_logits and teacher logits must have the same shape, got \(4, 33\) and \(5, 33\)",
+            {"teacher": randn(5, 33)},
+        ),
+        (TypeError, "student_logits must be a tensor, got ndarray", {"student_logits": np.ones((4, 33))}),
+        (TypeError, "student_logits must be float32, .*, got torch.int64", {"student_logits": IDS}),
+        (
+            ValueError,
+            r"student_logits must have shape \(..., size\) with size >= 1, got \(\)",
+            {"student_logits": torch.tensor(1.0)},
+        ),
+        (
+            ValueError,
+            r"student_logits must have shape .*, got \(4, 0\)",
+            {"student_logits": torch.ones(4, 0), "teacher": torch.ones(4, 0)},
+        ),
+    ],
+    ids=error_name,
+)
+def test_error_of_the_logits_loss(error, message, arguments):
+    with pytest.raises(error, match=message):
+        logits_call(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (
+            ValueError,
+            r"student_hidden \(..., D\) and student_weight \(V, D\) .*, got \(4, 7\) and \(33, 8\)",
+            {"student_hidden": randn(4, 7)},
+        ),
+        (ValueError, r"same D, got \(4, 8\) and \(8,\)", {"student_weight": randn(8)}),
+        (
+            TypeError,
+            "same dtype outside autocast, got torch.bfloat16 and torch.float32",
+            {"student_hidden": randn(4, 8).bfloat16()},
+        ),
+        (ValueError, r"student_bias must have shape \(33,\), got \(32,\)", {"student_bias": randn(32)}),
+        (TypeError, "student_bias must be a tensor, got list", {"student_bias": [0.0] * 33}),
+        (TypeError, "student_bias must be .*, got torch.int64", {"student_bias": torch.arange(33)}),
+        (
+            ValueError,
+            "student and teacher must have the same vocabulary size, got 33 and 40",
+            {"teacher": randn(4, 40)},
+        ),
+        (
+            ValueError,
+            r"teacher logits must have the student's leading shape \(4,\), got \(5, 33\)",
+            {"teacher": randn(5, 33)},
+        ),
+        (ValueError, "chunk_size must be None or >= 1, got 0", {"chunk_size": 0}),
+        (TypeError, "chunk_size must be an integer, got float", {"chunk_size": 2.5}),
+        (
+            ValueError,
+            "logits_dtype must be None or torch.float32, got torch.bfloat16",
+            {"logits_dtype": torch.bfloat16},
+        ),
+    ],
+    ids=error_name,
+)
+def test_error_of_the_linear_loss(error, message, arguments):
+    with pytest.raises(error, match=message):
+        linear_call(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "build"),
+    [
+        (TypeError, "TeacherLogits: logits must be a tensor .*, got list", lambda: fd.TeacherLogits([1.0])),
+        (ValueError, "softcap must be None or finite and > 0, got -1.0", lambda: fd.TeacherLogits(LOG_P, softcap=-1.0)),
+        (ValueError, "scale must be finite and > 0, got 0.0", lambda: fd.TeacherLogits(LOG_P, scale=0.0)),
+        (ValueError, "valid_vocab must be None or >= 1, got 0", lambda: fd.TeacherLogits(LOG_P, valid_vocab=0)),
+        (ValueError, r"same D, got \(4, 8\) and \(33, 9\)", lambda: fd.TeacherHead(randn(4, 8), randn(33, 9))),
+        (ValueError, r"bias must have shape \(33,\), got \(1,\)", lambda: fd.TeacherHead(randn(4, 8), randn(33, 8), randn(1))),
+        (TypeError, "TeacherHead: weight must be floating", lambda: fd.TeacherHead(randn(4, 8), torch.ones(33, 8).int())),
+        (TypeError, "TeacherHead: bias must be a tensor .*, got list", lambda: fd.TeacherHead(randn(4, 8), randn(33, 8), [0.0])),
+        (ValueError, r"TopKTeacher: ids and log_probs .*, got \(4, 3\) and \(4, 2\)", lambda: fd.TopKTeacher(IDS, LOG_PROBS[:, :2])),
+        (ValueError, r"K >= 1, got \(4, 0\) and \(4, 0\)", lambda: fd.TopKTeacher(IDS[:, :0], LOG_PROBS[:, :0])),
+        (TypeError, "TopKTeacher: ids must be integers, got torch.float32", lambda: fd.TopKTeacher(LOG_PROBS, LOG_PROBS)),
+        (TypeError, "TopKTeacher: ids must be integers, got torch.bool", lambda: fd.TopKTeacher(IDS > 0, LOG_PROBS)),
+        (TypeError, "log_probs must be floating point, got torch.int64", lambda: fd.TopKTeacher(IDS, IDS)),
+        (TypeError, "ids must be a tensor or a numpy array, got list", lambda: fd.TopKTeacher([[0]], LOG_PROBS)),
+        (ValueError, r"tail must be one of .*'bucket'.*, got 'rest'", lambda: fd.TopKTeacher(IDS, LOG_PROBS, tail="rest")),
+        (ValueError, "temperature must be finite and > 0, got 0", lambda: fd.TopKTeacher(IDS, LOG_PROBS, temperature=0)),
+        (ValueError, r"tail_log_prob must have shape \(4,\), got \(3,\)", lambda: fd.TopKTeacher(IDS, LOG_PROBS, tail_log_prob=torch.zeros(3))),
+        (TypeError, "tail_log_prob must be floating point, got torch.int64", lambda: fd.TopKTeacher(IDS, LOG_PROBS, tail_log_prob=LABELS)),
+        (ValueError, r"SampledTeacher: ids and weights .*, got \(4, 3\) and \(4, 2\)", lambda: fd.SampledTeacher(IDS, LOG_PROBS[:, :2])),
+    ],
+    ids=error_name,
+)  # fmt: skip
+def test_error_of_a_teacher(error, message, build):
+    with pytest.raises(error, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("message", "build"),
+    [
+        (r"JensenShannon: beta must be in \(0, 1\), got 0.0", lambda: fd.JensenShannon(0.0)),
+        (r"JensenShannon: beta must be in \(0, 1\), got 1.0", lambda: fd.JensenShannon(1.0)),
+        (r"JensenShannon: beta must be in \(0, 1\), got nan", lambda: fd.JensenShannon(math.nan)),
+        (r"SymmetricKL: weight must be in \[0, 1\], got 1.5", lambda: fd.SymmetricKL(1.5)),
+        (r"SkewForwardKL: alpha must be in \(0, 1\), got 0", lambda: fd.SkewForwardKL(0)),
+        (r"SkewReverseKL: alpha must be in \(0, 1\), got 1", lambda: fd.SkewReverseKL(1)),
+        ("Renyi: alpha must be > 0 and not 1, got 1.0", lambda: fd.Renyi(1.0)),
+        ("Renyi: alpha must be .*, got -0.5", lambda: fd.Renyi(-0.5)),
+        ("Renyi: alpha must be .*, got inf", lambda: fd.Renyi(math.inf)),
+        ("AlphaBeta: beta must be > 0, got 0.0", lambda: fd.AlphaBeta(1.0, 0.0)),
+        ("AlphaBeta: alpha must be .*, got inf", lambda: fd.AlphaBeta(math.inf, 1.0)),
+    ],
+    ids=error_name,
+)
+def test_error_of_a_divergence(message, build):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("call", [logits_call, linear_call])
+def test_nothing_is_computed_before_all_checks(call, monkeypatch):
+    """An id or a label in the last row stops the call before the first."""
+    monkeypatch.setattr(_native._C, "run", lambda **_: pytest.fail("a kernel ran"))
+    chunk = {"chunk_size": 1} if call is linear_call else {}
+    with pytest.raises(ValueError, match="teacher ids"):
+        call(teacher=fd.TopKTeacher(with_id(V, row=-1, slot=-1), LOG_PROBS), **chunk)
+    with pytest.raises(ValueError, match="labels"):
+        call(labels=torch.tensor([0, 1, 2, V]), hard_weight=0.5, **chunk)
+
+
+def test_labels_of_uncounted_rows_may_be_anything():
+    labels, mask = torch.tensor([0, 10**9, -100, 1]), torch.tensor([True, False, True, True])
+    loss = logits_call(labels=labels, mask=mask, hard_weight=0.5)
+    assert loss.isfinite()
