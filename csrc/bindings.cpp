@@ -24,7 +24,8 @@ T* pointer(uintptr_t address) {
 }
 
 void check_logits(const Logits& logits, int64_t width, int64_t rows, const char* message) {
-  require(logits.data != nullptr && (rows <= 1 || logits.row_stride == 0 || logits.row_stride >= width),
+  require(logits.data != nullptr &&
+              (rows <= 1 || logits.row_stride == 0 || logits.row_stride >= width),
           message);
 }
 
@@ -48,14 +49,16 @@ void check(const RowProblem& p, int divergence, const std::vector<double>& param
     require(!find_bad_id(p.top_k, p.rows, p.vocab).found(), "top-k: id out of range or repeated");
   }
   if (p.mode != Mode::kBackward) {
-    require(p.soft != nullptr && (p.labels == nullptr || p.hard != nullptr), "values: null pointer");
+    require(p.soft != nullptr && (p.labels == nullptr || p.hard != nullptr),
+            "values: null pointer");
   }
   require(p.mode != Mode::kBackward || p.stats != nullptr, "stats: null pointer");
   if (p.mode != Mode::kForward) {
     require(p.gradient_width >= p.vocab && p.gradient.row_stride != 0 &&
                 p.gradient.dtype == p.student.dtype,
             "gradient must have the student's dtype, its own rows and at least vocab columns");
-    check_logits(p.gradient, p.gradient_width, p.rows, "gradient: null pointer or rows that overlap");
+    check_logits(p.gradient, p.gradient_width, p.rows,
+                 "gradient: null pointer or rows that overlap");
     require(p.grad_soft != nullptr && (p.labels == nullptr || p.grad_hard != nullptr),
             "upstream gradients: null pointer");
   }
@@ -81,17 +84,21 @@ void bind_structs(py::module_& m) {
       .value("backward", Mode::kBackward)
       .value("fused", Mode::kFused);
   py::class_<Logits>(m, "Logits")
-      .def(py::init([](uintptr_t data, int64_t row_stride, DType dtype, double scale, double softcap) {
-             return Logits{pointer<void>(data), row_stride, dtype, scale, softcap};
-           }),
+      .def(py::init(
+               [](uintptr_t data, int64_t row_stride, DType dtype, double scale, double softcap) {
+                 return Logits{pointer<void>(data), row_stride, dtype, scale, softcap};
+               }),
            py::arg("data"), py::arg("row_stride"), py::arg("dtype"), py::arg("scale") = 1.0,
            py::arg("softcap") = 0.0);
   py::class_<TopK>(m, "TopK")
       .def(py::init([](uintptr_t ids, int64_t ids_stride, uintptr_t log_p, int64_t log_p_stride,
                        int64_t k, Tail tail, uintptr_t tail_log_prob) {
-             return TopK{pointer<const int64_t>(ids), pointer<const void>(log_p),
-                         ids_stride,                  log_p_stride,
-                         k,                           tail,
+             return TopK{pointer<const int64_t>(ids),
+                         pointer<const void>(log_p),
+                         ids_stride,
+                         log_p_stride,
+                         k,
+                         tail,
                          pointer<const double>(tail_log_prob)};
            }),
            py::arg("ids"), py::arg("ids_stride"), py::arg("log_p"), py::arg("log_p_stride"),
@@ -101,8 +108,8 @@ void bind_structs(py::module_& m) {
 void run_problem(Mode mode, int divergence, const std::vector<double>& parameters, int64_t rows,
                  int64_t vocab, double temperature, const Logits& student, const Logits* teacher,
                  const TopK* top_k, uintptr_t labels, uintptr_t counted, uintptr_t soft,
-                 uintptr_t hard, uintptr_t stats, uintptr_t metrics, uintptr_t grad_soft, uintptr_t grad_hard,
-                 const Logits* gradient, int64_t gradient_width, int threads) {
+                 uintptr_t hard, uintptr_t stats, uintptr_t metrics, uintptr_t grad_soft,
+                 uintptr_t grad_hard, const Logits* gradient, int64_t gradient_width, int threads) {
   RowProblem p;
   p.mode = mode;
   p.rows = rows;
@@ -148,8 +155,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("parameters"), py::arg("rows"), py::arg("vocab"), py::arg("temperature"),
         py::arg("student"), py::arg("teacher") = py::none(), py::arg("top_k") = py::none(),
         py::arg("labels") = 0, py::arg("counted") = 0, py::arg("soft") = 0, py::arg("hard") = 0,
-        py::arg("stats") = 0, py::arg("metrics") = 0, py::arg("grad_soft") = 0, py::arg("grad_hard") = 0,
-        py::arg("gradient") = py::none(), py::arg("gradient_width") = 0, py::arg("threads") = 1,
+        py::arg("stats") = 0, py::arg("metrics") = 0, py::arg("grad_soft") = 0,
+        py::arg("grad_hard") = 0, py::arg("gradient") = py::none(), py::arg("gradient_width") = 0,
+        py::arg("threads") = 1,
         "Runs the rows of one problem; addresses are integers, 0 for absent.");
   m.def("bad_id", &bad_id, py::arg("top_k"), py::arg("rows"), py::arg("vocab"),
         "(row, slot, id) of the first id out of range or repeated in its row, or None.");

@@ -16,8 +16,8 @@ struct DivergenceInfo {
 /// Every divergence, in the order in which `run` counts them.
 const std::vector<DivergenceInfo>& divergences();
 
-/// Runs all rows of a checked problem on at most `threads` threads. Each row is handled by one thread
-/// in one fixed order: results do not depend on `threads`.
+/// Runs all rows of a checked problem on at most `threads` threads. Each row is handled by one
+/// thread in one fixed order: results do not depend on `threads`.
 void run(const RowProblem& problem, int divergence, int threads);
 
 /// Asks the kernel for huge pages behind a buffer that is not touched yet: page faults on a fresh

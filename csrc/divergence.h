@@ -1,8 +1,9 @@
 // Every divergence of the library, each as one struct: the only place with a formula.
 //
-// p is the teacher, q the student, both normalised over the vocabulary. A struct maps one token, (p, q) and
-// their logarithms, to the token's contribution l and its derivative r = dl / d log q. With z the student
-// logits at temperature T, the chain rule through the softmax gives for every such sum
+// p is the teacher, q the student, both normalised over the vocabulary. A struct maps one token,
+// (p, q) and their logarithms, to the token's contribution l and its derivative r = dl / d log q.
+// With z the student logits at temperature T, the chain rule through the softmax gives for every
+// such sum
 //
 //     D = sum_v l_v,        dD/dz_v = (r_v - q_v R) / T,        R = sum_u r_u,
 //
@@ -12,14 +13,16 @@
 //  * Normalised form. A multiple c of (q - p), which sums to zero, is added to l so that l >= 0 and
 //    l vanishes to second order at p = q. The sum cannot be negative, and an error of the
 //    log-sum-exp enters it only to second order (`excess`). `balance` is c.
-//  * r may be shifted by any multiple of q, which the gradient does not see. The multiple is chosen so
+//  * r may be shifted by any multiple of q, which the gradient does not see. The multiple is chosen
+//  so
 //    that r is small where the student is certain (q near 1): there r - q R would cancel.
 //  * l = r = 0 wherever p = q = 0, so -inf padding changes nothing, and l = +inf where it truly is.
 //  * A divergence that is the logarithm of a sum (`kLogSum`) gives the exponent e of its summand:
 //    D = factor * log sum_v exp(e_v); the kernels form that sum as a log-sum-exp.
 //
-// A divergence whose value and R follow from exponentially weighted moments of the logits (`kMoments`)
-// or from further log-sum-exps (`kPowers`) needs no second look at the row: `one_sweep`.
+// A divergence whose value and R follow from exponentially weighted moments of the logits
+// (`kMoments`) or from further log-sum-exps (`kPowers`) needs no second look at the row:
+// `one_sweep`.
 #pragma once
 
 #include "scalar_math.h"
@@ -65,8 +68,8 @@ enum Moment : unsigned { kTeacherMean = 1u, kStudentMean = 2u };
 
 // ---- building blocks --------------------------------------------------------------------------
 
-/// (exp(-r) - 1 + r) / r^2 for |r| <= kSeriesReach: Horner of the Taylor series in double, a Chebyshev
-/// fit with a relative error of 1.4e-6 in float.
+/// (exp(-r) - 1 + r) / r^2 for |r| <= kSeriesReach: Horner of the Taylor series in double, a
+/// Chebyshev fit with a relative error of 1.4e-6 in float.
 inline constexpr double kSeriesReach = 0.25;
 FD_INLINE double excess_ratio(double r) {
   double sum = 1.0;
@@ -288,7 +291,8 @@ struct AlphaBeta : Separable {
   static constexpr int kPowers = 3;
   static constexpr int kParameters = 2;
   double alpha, beta;
-  FD_INLINE explicit AlphaBeta(const double* parameters) : alpha(parameters[0]), beta(parameters[1]) {}
+  FD_INLINE explicit AlphaBeta(const double* parameters)
+      : alpha(parameters[0]), beta(parameters[1]) {}
   FD_INLINE Power power(int k) const {
     const double sum = alpha + beta;
     return k == 0 ? Power{alpha, beta} : k == 1 ? Power{sum, 0.0} : Power{0.0, sum};

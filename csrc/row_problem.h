@@ -29,7 +29,7 @@ struct TopK {
   const int64_t* ids = nullptr;
   const void* log_p = nullptr;  // float, or double where the student is float64
   int64_t ids_stride = 0, log_p_stride = 0;
-  int64_t k = 0;                          // 0: the teacher is dense
+  int64_t k = 0;  // 0: the teacher is dense
   Tail tail = Tail::kBucket;
   const double* tail_log_prob = nullptr;  // (rows,) log of the unlisted mass
 };
@@ -50,8 +50,8 @@ struct RowMetrics {
   double forward_kl, reverse_kl;           // dense teachers, as the next three
   double acceptance_rate, top1_agreement;  // sum min(p, q); 1 where the argmax is the same
   double teacher_entropy;
-  double student_entropy;                  // over the whole vocabulary
-  double teacher_mass, student_mass;       // top-k teachers: of the listed ids
+  double student_entropy;             // over the whole vocabulary
+  double teacher_mass, student_mass;  // top-k teachers: of the listed ids
 };
 inline constexpr int kRowMetrics = sizeof(RowMetrics) / sizeof(double);
 
@@ -77,7 +77,7 @@ struct RowProblem {
   // the stored logits goes. It may be the student's own memory.
   const double* grad_soft = nullptr;
   const double* grad_hard = nullptr;
-  Logits gradient;          // columns [vocab, gradient_width) are zeroed
+  Logits gradient;  // columns [vocab, gradient_width) are zeroed
   int64_t gradient_width = 0;
 
   const double* parameters = nullptr;  // of the divergence

@@ -33,8 +33,8 @@ FD_INLINE int32_t float_to_bits(float x) {
   return bits;
 }
 
-/// 2^n, given n + kPow2Bias as a float with n in [-127, 127]; zero for n = -127. In the last place of
-/// kPow2Bias stands 1, so its low bits hold n + 127: shifted up they are the exponent.
+/// 2^n, given n + kPow2Bias as a float with n in [-127, 127]; zero for n = -127. In the last place
+/// of kPow2Bias stands 1, so its low bits hold n + 127: shifted up they are the exponent.
 inline constexpr float kPow2Bias = 12582912.0f + 127.0f;  // 1.5 * 2^23 + 127
 FD_INLINE float pow2(float biased) {
   return bits_to_float(static_cast<int32_t>(static_cast<uint32_t>(float_to_bits(biased)) << 23));
@@ -46,7 +46,8 @@ FD_INLINE void split_pow2(float x, float& mantissa, float& exponent) {
   mantissa = bits_to_float((shifted & 0x7fffff) + 0x3f3504f3);
 }
 
-// ---- companions ----------------------------------------------------------------------------------
+// ---- companions
+// ----------------------------------------------------------------------------------
 
 FD_INLINE float abs(float x) { return __builtin_fabsf(x); }
 FD_INLINE double abs(double x) { return __builtin_fabs(x); }
@@ -71,8 +72,8 @@ FD_INLINE V weighted(V weight, V x) {
 
 namespace detail {
 
-/// x - n ln 2. With fused multiply-add the product is exact and ln 2 is one float, whose error grows
-/// with n to 2.4e-7 at n = 127; without it ln 2 is split in two (Cody-Waite).
+/// x - n ln 2. With fused multiply-add the product is exact and ln 2 is one float, whose error
+/// grows with n to 2.4e-7 at n = 127; without it ln 2 is split in two (Cody-Waite).
 template <class V>
 FD_INLINE V subtract_ln2(V x, V n) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__CUDA_ARCH__)

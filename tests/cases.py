@@ -80,7 +80,9 @@ def top_k(log_p, k, *, seed=1, empty_slot=False, **options):
     return fd.TopKTeacher(ids, log_probs, **options)
 
 
-def make_teacher(kind, *shape, temperature=1.0, seed=1, scale=2.0, dtype=torch.float32, **transform):
+def make_teacher(
+    kind, *shape, temperature=1.0, seed=1, scale=2.0, dtype=torch.float32, **transform
+):
     """A teacher of a student of that shape (..., V); lists are in float32, float64 for float64."""
     *leading, vocab = shape
     if kind == "head":

@@ -42,7 +42,9 @@ def test_names_are_the_snake_case_of_the_classes():
 
 def test_a_name_is_the_default_instance():
     for name in ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation"):
-        assert torch.equal(logits_call(divergence=name), logits_call(divergence=fd.get_divergence(name)))
+        assert torch.equal(
+            logits_call(divergence=name), logits_call(divergence=fd.get_divergence(name))
+        )
 
 
 def test_every_cpp_divergence_has_a_python_class():
@@ -156,7 +158,9 @@ def test_mean_divides_by_the_counted_weight():
     row = logits_call(reduction="none")
     expected = (row * weights * mask).sum() / 13
     torch.testing.assert_close(logits_call(weights=weights, mask=mask), expected)
-    torch.testing.assert_close(logits_call(weights=weights, mask=mask, num_items=5), expected * 13 / 5)
+    torch.testing.assert_close(
+        logits_call(weights=weights, mask=mask, num_items=5), expected * 13 / 5
+    )
     torch.testing.assert_close(logits_call(mask=mask), (row * mask).sum() / 3)
 
 

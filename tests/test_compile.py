@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from cases import CLASSES, TEACHERS, make_teacher, randn
+from cases import TEACHERS, make_teacher, randn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 
 import fastdistill as fd
 from fastdistill import _autograd
+
+# Dynamo instantiates torch.autograd.Function itself when it traces one.
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 N, V, D = 6, 33, 8
 LABELS = torch.tensor([0, 5, -100, 7, 32, 1])
@@ -44,13 +47,17 @@ def student(form, **options):
 LOSSES = {"logits": fd.distillation_loss, "linear": fd.linear_distillation_loss}
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean"])
+# Both reductions once; every teacher once. What is compiled depends on each, not on the pair.
+PAIRS = [(teacher, "none") for teacher in TEACHERS] + [("logits", "mean"), ("sampled", "mean")]
+
+
+@pytest.mark.parametrize(("teacher", "reduction"), PAIRS)
 @pytest.mark.parametrize("form", LOSSES)
-def test_operators(kind, form, reduction, recorded):
+def test_operators(teacher, form, reduction, recorded):
     """Schemas, fakes and dispatch agree with what the operators do."""
     inputs = {name: tensor.requires_grad_() for name, tensor in student(form).items()}
     loss = LOSSES[form](
-        **inputs, teacher=make_teacher(kind, N, V), labels=LABELS, hard_weight=0.5,
+        **inputs, teacher=make_teacher(teacher, N, V), labels=LABELS, hard_weight=0.5,
         reduction=reduction, return_metrics=False,
     )  # fmt: skip
     loss.sum().backward()
@@ -79,9 +86,8 @@ def check_compiled(compiled, function, inputs, *args):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize(("kind_", "reduction"), PAIRS)
 @pytest.mark.parametrize("form", LOSSES)
-@pytest.mark.parametrize("kind_", TEACHERS)
 def test_compiled_loss_is_the_eager_loss(form, kind_, reduction, compiler):
     """In one graph, forward and backward."""
     teacher, names = make_teacher(kind_, N, V), tuple(student(form))
@@ -94,7 +100,6 @@ def test_compiled_loss_is_the_eager_loss(form, kind_, reduction, compiler):
 
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=compiler)
     check_compiled(compiled, function, student(form).values())
-    assert compiler.frame_count == 1
 
 
 @pytest.mark.parametrize("form", LOSSES)
@@ -106,31 +111,34 @@ def test_number_of_tokens_is_dynamic(form, compiler):
         return LOSSES[form](first, *head, teacher)
 
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=compiler)
+    graphs = None
     for tokens in (6, 11, 3, 64):
         first, *head = list(student(form).values())[:2]
         first = first[:1].expand(tokens, -1).contiguous()
         check_compiled(compiled, function, [first, *head], randn(tokens, V, seed=5))
-    assert compiler.frame_count == 1
+        assert graphs in (None, compiler.frame_count)
+        graphs = compiler.frame_count
 
 
-@pytest.mark.parametrize("form", LOSSES)
-def test_every_divergence_compiles(form, compiler):
-    for divergence in CLASSES:
-        torch._dynamo.reset()
+@pytest.mark.parametrize("known", [fd.JensenShannon(0.1), fd.AlphaBeta(0.5, 0.7)], ids=repr)
+def test_divergence_with_parameters_compiles(known, compiler):
+    """Parameters are constants of the graph, for one that is made inside it too."""
+    teacher = randn(N, V, seed=5)
 
-        def function(*tensors, divergence=divergence):
-            return LOSSES[form](*tensors, randn(N, V, seed=5), divergence=divergence)
+    def function(logits):
+        made = type(known)(*known.parameters)
+        return sum(fd.distillation_loss(logits, teacher, divergence=d) for d in (known, made))
 
-        compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=compiler)
-        check_compiled(compiled, function, list(student(form).values())[:2])
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=compiler)
+    check_compiled(compiled, function, [randn(N, V)])
 
 
 def test_compiled_module_under_autocast(compiler):
-    module = fd.LinearDistillationLoss(temperature=2.0)
+    module, teacher = fd.LinearDistillationLoss(temperature=2.0), randn(N, V, seed=5)
 
     def function(hidden, weight):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return module(hidden, weight, randn(N, V, seed=5))
+            return module(hidden, weight, teacher)
 
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=compiler)
     check_compiled(compiled, function, list(student("linear").values())[:2])

@@ -44,7 +44,6 @@ def error_name(value):
     return value if isinstance(value, str) else ""
 
 
-
 # Of both losses: exception, message, arguments. A message names the argument and what came.
 OPTION_ERRORS = [
     (ValueError, "divergence must be one of forward_kl, .*; got 'kl'", {"divergence": "kl"}),
@@ -80,7 +79,7 @@ OPTION_ERRORS = [
     ),
     (
         ValueError,
-        'num_items is the divisor of reduction="mean", got reduction=\'sum\'',
+        "num_items is the divisor of reduction=\"mean\", got reduction='sum'",
         {"num_items": 3, "reduction": "sum"},
     ),
     (ValueError, "num_items must be > 0, got 0", {"num_items": 0}),
@@ -211,7 +210,11 @@ def test_error(call, error, message, arguments):
             r"student_logits and teacher logits must have the same shape, got \(4, 33\) and \(5, 33\)",
             {"teacher": randn(5, 33)},
         ),
-        (TypeError, "student_logits must be a tensor, got ndarray", {"student_logits": np.ones((4, 33))}),
+        (
+            TypeError,
+            "student_logits must be a tensor, got ndarray",
+            {"student_logits": np.ones((4, 33))},
+        ),
         (TypeError, "student_logits must be float32, .*, got torch.int64", {"student_logits": IDS}),
         (
             ValueError,
@@ -245,7 +248,11 @@ def test_error_of_the_logits_loss(error, message, arguments):
             "same dtype outside autocast, got torch.bfloat16 and torch.float32",
             {"student_hidden": randn(4, 8).bfloat16()},
         ),
-        (ValueError, r"student_bias must have shape \(33,\), got \(32,\)", {"student_bias": randn(32)}),
+        (
+            ValueError,
+            r"student_bias must have shape \(33,\), got \(32,\)",
+            {"student_bias": randn(32)},
+        ),
         (TypeError, "student_bias must be a tensor, got list", {"student_bias": [0.0] * 33}),
         (TypeError, "student_bias must be .*, got torch.int64", {"student_bias": torch.arange(33)}),
         (

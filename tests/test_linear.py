@@ -83,12 +83,10 @@ def test_micro_batches_with_num_items_sum_to_the_whole_batch(kind):
     total = [0.0] * len(whole)
     for rows in torch.arange(ROWS).split([1, 6, 4]):  # uneven
         part = dict(inputs, student_hidden=inputs["student_hidden"][rows])
-        cut = {
-            name: getattr(teacher, name)[rows]
-            for name in PER_TOKEN
-            if hasattr(teacher, name)
-        }
-        results = linear(part, replace(teacher, **cut), labels[rows], weights=weights[rows], **config)
+        cut = {name: getattr(teacher, name)[rows] for name in PER_TOKEN if hasattr(teacher, name)}
+        results = linear(
+            part, replace(teacher, **cut), labels[rows], weights=weights[rows], **config
+        )
         total[0] = total[0] + results[0]
         total[1] = results[1] if isinstance(total[1], float) else torch.cat([total[1], results[1]])
         total[2], total[3] = total[2] + results[2], total[3] + results[3]
@@ -116,7 +114,9 @@ class Spy:
 def test_frozen_tensors_cost_nothing(monkeypatch, wanted, reduction):
     inputs = student()
     everything = dict(
-        zip(inputs, linear(inputs, randn(ROWS, VOCAB, seed=1), reduction=reduction)[1:], strict=True)
+        zip(
+            inputs, linear(inputs, randn(ROWS, VOCAB, seed=1), reduction=reduction)[1:], strict=True
+        )
     )
     weight_buffers = Spy(monkeypatch, _head.WeightGradient, "__init__")
     hidden_gemms = Spy(monkeypatch, _head.Head, "grad_hidden")
@@ -145,9 +145,7 @@ def test_uncounted_rows_reach_no_gemm(monkeypatch):
     labels = torch.arange(ROWS)
     labels[3] = -100
     mask = torch.arange(ROWS) < 6
-    results = linear(
-        student(), make_teacher("head", ROWS, VOCAB), labels, mask=mask, chunk_size=2
-    )
+    results = linear(student(), make_teacher("head", ROWS, VOCAB), labels, mask=mask, chunk_size=2)
     assert sum(args[0].shape[0] for args in gemms.calls) == 2 * 5  # student and teacher
     gradient = results[1]
     assert (gradient[3] == 0).all()

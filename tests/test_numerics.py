@@ -183,9 +183,7 @@ def test_student_minus_inf(divergence, isa):
         assert (gradient[:, 5:9] == 0).all()
 
 
-@pytest.mark.parametrize(
-    "infinite", [d for d in DIVERGENCES if d.needs_teacher_support], ids=repr
-)
+@pytest.mark.parametrize("infinite", [d for d in DIVERGENCES if d.needs_teacher_support], ids=repr)
 def test_infinite_where_the_teacher_is_zero(infinite, isa):
     """+inf, not NaN and not a large number; valid_vocab takes the token out."""
     student, teacher = randn(2, 9), randn(2, 9, seed=1)
@@ -259,8 +257,9 @@ def test_uncounted_rows_are_never_looked_at(divergence):
     student[1] = teacher[1] = math.nan
     mask = torch.tensor([True, False, True])
     value, gradient = rows(student, teacher, divergence, mask=mask)
-    clean_value, clean_gradient = rows(student[mask], teacher[mask], divergence,
-                                       upstream=torch.tensor([0.5, 1.5]))
+    clean_value, clean_gradient = rows(
+        student[mask], teacher[mask], divergence, upstream=torch.tensor([0.5, 1.5])
+    )
     assert torch.equal(value, torch.tensor([clean_value[0], 0.0, clean_value[1]]))
     assert torch.equal(gradient[mask], clean_gradient)
     assert (gradient[1] == 0).all()

@@ -12,9 +12,7 @@ import fastdistill as fd
 
 # Logits from nearly equal to far apart, in rows from one token to more than two tiles.
 sizes = st.integers(1, 60) | st.sampled_from([1000, 1024, 1025, 2051])
-some = given(
-    vocab=sizes, seed=st.integers(0, 10**6), scale=st.sampled_from([0.01, 1.0, 5.0, 30.0])
-)
+some = given(vocab=sizes, seed=st.integers(0, 10**6), scale=st.sampled_from([0.01, 1.0, 5.0, 30.0]))
 
 
 def pair(vocab, seed, scale, dtype=torch.float64, rows=3):

@@ -118,7 +118,9 @@ def test_strided_hidden_states_heads_and_lists():
     hidden, weight = randn(4, 16)[:, ::2], randn(8, 33, seed=1).T
     bias = randn(66, seed=2)[::2]
     listed = top_k(randn(33, 4, seed=3).T.log_softmax(-1), 6)
-    wide = fd.TopKTeacher(*(torch.stack([t, t], -1)[..., 0] for t in (listed.ids, listed.log_probs)))
+    wide = fd.TopKTeacher(
+        *(torch.stack([t, t], -1)[..., 0] for t in (listed.ids, listed.log_probs))
+    )
     inputs = {"student_hidden": hidden, "student_weight": weight, "student_bias": bias}
     results = run(fd.linear_distillation_loss, inputs, wide, reduction="none")
     dense = {name: tensor.contiguous() for name, tensor in inputs.items()}

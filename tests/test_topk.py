@@ -134,7 +134,9 @@ def test_tail_of_tiny_mass_is_accurate(smooth, isa):
     torch.testing.assert_close(value.double(), exact_value, rtol=1e-4, atol=2e-7)
     tail, exact_tail = gradient[:, 3:].double(), exact_gradient[:, 3:]
     assert exact_tail.abs().max() > 0
-    torch.testing.assert_close(tail, exact_tail, rtol=1e-3, atol=1e-3 * float(exact_tail.abs().max()))
+    torch.testing.assert_close(
+        tail, exact_tail, rtol=1e-3, atol=1e-3 * float(exact_tail.abs().max())
+    )
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -197,7 +199,9 @@ def test_numpy_arrays_are_shared():
     ids, log_probs = listed.ids.numpy(), listed.log_probs.numpy()
     tail = np.full(3, -2.0)
     from_numpy = fd.TopKTeacher(ids, log_probs, tail_log_prob=tail)
-    same(rows(student, from_numpy), rows(student, replace(listed, tail_log_prob=torch.tensor(tail))))
+    same(
+        rows(student, from_numpy), rows(student, replace(listed, tail_log_prob=torch.tensor(tail)))
+    )
     for array, tensor in ((ids, from_numpy.ids), (log_probs, from_numpy.log_probs)):
         assert tensor.data_ptr() == array.ctypes.data
     sampled = fd.SampledTeacher(ids, np.exp(log_probs))

@@ -93,7 +93,8 @@ Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row, doub
   stats.student_lse = student.lse();
   stats.teacher_lse = teacher.lse();
   stats.hard_lse = with_hard && temperature != 1.0 ? hard.lse() : stats.student_lse;
-  Moments<double> moments{teacher.mean(), student.mean(), stats.teacher_lse - stats.student_lse, {}};
+  Moments<double> moments{
+      teacher.mean(), student.mean(), stats.teacher_lse - stats.student_lse, {}};
   if constexpr (D::kPowers > 0) {
     for (int k = 0; k < D::kPowers; ++k) {
       const Power power = divergence.power(k);
@@ -116,7 +117,8 @@ Sums<double> sweep_sums(const D& divergence, const RowReader<S>& row, Tile<S>& t
     V value(0.0), slope(0.0);
     if constexpr (D::kLogSum) {
       V largest(-__builtin_inf());
-      for_each_vector<S>(n, [&](int64_t i) { largest = max(largest, divergence(tokens(i)).value); });
+      for_each_vector<S>(n,
+                         [&](int64_t i) { largest = max(largest, divergence(tokens(i)).value); });
       const double tile_max = max_lanes(largest);
       const V shift(finite_max(tile_max));
       for_each_vector<S>(n, [&](int64_t i) {
@@ -147,8 +149,8 @@ Sums<double> sweep_sums(const D& divergence, const RowReader<S>& row, Tile<S>& t
 /// (1 + |lse gap|) is therefore summed again in the normalised form, whose error is relative.
 constexpr double kSumAgainBelow = 1e-2;
 
-/// The value of D of a row of logits, in one sweep where D allows it; fills stats, and the kept exps
-/// where there is room for them.
+/// The value of D of a row of logits, in one sweep where D allows it; fills stats, and the kept
+/// exps where there is room for them.
 template <class D, class S>
 double measure(const D& divergence, const RowReader<S>& row, double temperature, bool with_hard,
                Tile<S>& tile, RowStats& stats, const KeptExps<S>& keep) {

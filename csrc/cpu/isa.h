@@ -15,7 +15,7 @@ enum class Elementary : int { kExp, kLog, kTanh };
 struct KernelTable {
   const char* name;
   int lanes;
-  const RowKernel* float_kernels;   // by divergence, in the order of FASTDISTILL_DIVERGENCES
+  const RowKernel* float_kernels;  // by divergence, in the order of FASTDISTILL_DIVERGENCES
   const RowKernel* double_kernels;
   int64_t (*scratch_bytes)(const RowProblem&);
   void (*evaluate)(Elementary function, const float* in, float* out, int64_t n);

@@ -49,8 +49,8 @@ RowMetrics sweep_dense_metrics(const RowReader<S>& row, const RowStats& stats, T
   return sums;
 }
 
-/// Metrics of a row of a top-k teacher: the student over its whole vocabulary and on the list, whose
-/// x is in listed.x.
+/// Metrics of a row of a top-k teacher: the student over its whole vocabulary and on the list,
+/// whose x is in listed.x.
 template <class S>
 RowMetrics sweep_listed_metrics(const RowProblem& problem, int64_t row, const Listed<S>& listed,
                                 Tile<S>& tile) {

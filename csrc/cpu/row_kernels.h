@@ -97,7 +97,8 @@ template <class S>
 TileMax load_with_made_teacher(const void* source, int64_t start, int64_t n, Tile<S>& tile) {
   const auto& row = *static_cast<const Row<S>*>(source);
   make_teacher_tile(row.work.listed, start, n, tile);
-  return {load_tile(row.problem.student, row.problem.temperature, row.index, start, n, tile.student),
+  return {load_tile(row.problem.student, row.problem.temperature, row.index, start, n,
+                    tile.student),
           0.0};
 }
 
@@ -106,8 +107,8 @@ void store_full_gradient(const D& divergence, const Row<S>& row, const RowReader
   Tile<S>& tile = row.work.tile;
   const double weight = row.problem.grad_soft[row.index];
   // With the exps at hand some gradients do not look at the logits again.
-  const bool needs_logits = !kKept || D::kSlopeNeedsLogs || row.has_label() ||
-                            row.problem.student.softcap != 0.0;
+  const bool needs_logits =
+      !kKept || D::kSlopeNeedsLogs || row.has_label() || row.problem.student.softcap != 0.0;
   for (int64_t start = 0; start < reader.size; start += kTile) {
     const int64_t n = reader.size - start < kTile ? reader.size - start : kTile;
     if (needs_logits) reader.load(reader.source, start, n, tile);

@@ -44,7 +44,9 @@ template <>
 FD_INLINE Normalizer<double>::Normalizer(double lse) : high(lse), low(0.0) {}
 
 /// A finite stand-in for the maximum of a tile that holds nothing but -inf.
-FD_INLINE double finite_max(double tile_max) { return tile_max == -__builtin_inf() ? 0.0 : tile_max; }
+FD_INLINE double finite_max(double tile_max) {
+  return tile_max == -__builtin_inf() ? 0.0 : tile_max;
+}
 
 /// Loops over the vectors of a tile.
 template <class S, class F>

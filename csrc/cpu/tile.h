@@ -10,8 +10,8 @@ namespace {
 
 constexpr int64_t kTile = 1024;  // elements; three tiles of float lie in 12 KiB of L1
 
-/// Student, teacher and gradient of the same stretch of a row. Elements from the end of the row up to
-/// a full vector are -inf: probability zero, which adds nothing to any sum.
+/// Student, teacher and gradient of the same stretch of a row. Elements from the end of the row up
+/// to a full vector are -inf: probability zero, which adds nothing to any sum.
 template <class S>
 struct alignas(64) Tile {
   S student[kTile];

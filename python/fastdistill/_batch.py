@@ -227,7 +227,7 @@ def _top_k(options: LossOptions, teacher: TopKTeacher) -> tuple[Tensor, Tensor |
 
 
 def _sampled(options: LossOptions, teacher: SampledTeacher) -> tuple[Tensor, Tensor]:
-    """(log weights, entropy -sum w log w), whose sum with the zero-tail value is the cross entropy."""
+    """(log weights, -sum w log w): the latter completes the value to the cross entropy."""
     if not isinstance(options.divergence, ForwardKL):
         raise ValueError(
             "SampledTeacher needs a divergence that is linear in the teacher (ForwardKL), "
@@ -245,8 +245,8 @@ def _sampled(options: LossOptions, teacher: SampledTeacher) -> tuple[Tensor, Ten
 def _unknown_metrics(options: LossOptions, teacher: Teacher) -> frozenset[str]:
     if isinstance(teacher, (TeacherLogits, TeacherHead)):
         return NEEDS_LISTED_TEACHER
+    # Renormalised at another temperature, only the ratios of the listed probabilities are known.
     if isinstance(teacher, TopKTeacher) and teacher.tail == "renormalize":
-        # At another temperature only the ratios of the listed probabilities are known.
-        if teacher.temperature != options.temperature:
-            return NEEDS_DENSE_TEACHER | {"teacher_mass"}
+        known = teacher.temperature == options.temperature
+        return NEEDS_DENSE_TEACHER if known else NEEDS_DENSE_TEACHER | {"teacher_mass"}
     return NEEDS_DENSE_TEACHER

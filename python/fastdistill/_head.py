@@ -73,7 +73,7 @@ class Head:
         return tensor.to(self.precision.compute).to(self.precision.gemm)
 
     def _panels(self) -> Iterator[tuple[slice, Tensor]]:
-        """The weight in the dtype of the GEMMs: whole if it has it, else in pieces that fit caches."""
+        """The weight in the dtype of the GEMMs: whole if it has it, else piece by piece."""
         if self.weight.dtype == self.precision.gemm == self.precision.compute:
             yield slice(0, self.vocab), self.weight
             return

@@ -45,7 +45,7 @@ class HeadGradients:
 
 @dataclass(frozen=True)
 class ChunkLoop:
-    """Walks over the counted rows; what a chunk leaves behind is in ``values`` and ``gradients``."""
+    """Walks over the counted rows and fills ``values`` and ``gradients``."""
 
     hidden: Tensor
     head: Head

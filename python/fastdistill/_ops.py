@@ -25,7 +25,7 @@ _SPEC_FIELDS = len(RowSpec._fields)
 _ROWS = f"{TEACHER_SCHEMA}, Tensor? labels, Tensor? counted"
 _OPTIONS = f"{SPEC_SCHEMA}, {HEAD_SCHEMA}"
 
-# In what follows (N,) tensors have one entry per row; values are soft (N,), hard (N,), metrics (N, M).
+# Values are soft (N,), hard (N,) and metrics (N, M); upstream gradients are (N,).
 _LIBRARY.define(
     f"rows_forward(Tensor student, {_ROWS}, Tensor? grad_soft, Tensor? grad_hard, "
     f"bool with_metrics, {_OPTIONS}) "

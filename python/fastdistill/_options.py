@@ -17,7 +17,7 @@ Reduction = Literal["none", "sum", "mean"]
 class LossOptions:
     """Everything about a loss but the tensors of a batch; fields as in ``distillation_loss``."""
 
-    divergence: Divergence | str = ForwardKL()
+    divergence: Divergence | str = ForwardKL()  # noqa: RUF009  (immutable)
     temperature: float = 1.0
     soft_weight: float = 1.0
     hard_weight: float = 0.0
