@@ -35,11 +35,12 @@ class HeadGradients:
 
     def results(self, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """In the shapes and dtypes of their parameters; empty where not wanted."""
-        nothing = weight.new_empty(0)
+        by_weight = None if self._weight is None else self._weight.result()
+        by_bias = None if self._bias is None else self._bias.to(weight.dtype)
         return (
-            nothing if self._hidden is None else self._hidden.view(hidden.shape),
-            nothing if self._weight is None else self._weight.result(),
-            nothing if self._bias is None else self._bias.to(weight.dtype),
+            weight.new_empty(0) if self._hidden is None else self._hidden.view(hidden.shape),
+            weight.new_empty(0) if by_weight is None else by_weight,
+            weight.new_empty(0) if by_bias is None else by_bias,
         )
 
 

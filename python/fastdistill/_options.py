@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from .divergences import Divergence, ForwardKL, get_divergence
@@ -41,7 +42,7 @@ class LossOptions:
             _check_positive("student_softcap", self.student_softcap)
         for name in ("soft_weight", "hard_weight"):
             value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and >= 0, got {value}")
         if self.reduction not in get_args(Reduction):
             raise ValueError(
@@ -62,8 +63,16 @@ class LossOptions:
 def _check_positive(name: str, value: float) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (value > 0 and math.isfinite(value)):
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be finite and > 0, got {value}")
+
+
+def check_chunking(chunk_size: int | None, logits_dtype: torch.dtype | None) -> None:
+    """The options that only the linear loss has."""
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be None or >= 1, got {chunk_size}")
+    if logits_dtype not in (None, torch.float32):
+        raise ValueError(f"logits_dtype must be None or torch.float32, got {logits_dtype}")
 
 
 def common_vocab(student: int, teacher: int | None, *valid: int | None) -> int:

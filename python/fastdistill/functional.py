@@ -10,7 +10,7 @@ from torch import Tensor
 from ._autograd import LinearLoss, LinearRowLosses, LogitsLoss, RowLosses
 from ._batch import Batch, TokenArguments, prepare
 from ._head import HeadDtypes
-from ._options import LossOptions, Reduction
+from ._options import LossOptions, Reduction, check_chunking
 from .divergences import Divergence, ForwardKL
 from .metrics import Metrics, reduce_metrics
 from .teachers import Teacher, TeacherLogits, as_teacher
@@ -146,10 +146,7 @@ def linear_distillation_loss(
     )  # fmt: skip
     autocast = _autocast_dtype(student_hidden)
     _check_head(student_hidden, student_weight, student_bias, autocast)
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be None or >= 1, got {chunk_size}")
-    if logits_dtype not in (None, torch.float32):
-        raise ValueError(f"logits_dtype must be None or torch.float32, got {logits_dtype}")
+    check_chunking(chunk_size, logits_dtype)
     shape = (*student_hidden.shape[:-1], student_weight.shape[0])
     tokens = TokenArguments(labels, mask, weights, num_items)
     dtypes = HeadDtypes(autocast, logits_dtype)

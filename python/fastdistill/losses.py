@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._options import LossOptions
+from ._options import LossOptions, check_chunking
 from .functional import distillation_loss, linear_distillation_loss
 from .teachers import Teacher
 
@@ -67,6 +67,7 @@ class LinearDistillationLoss(nn.Module):
         super().__init__()
         options = LossOptions(**config)
         self.config = {f.name: getattr(options, f.name) for f in fields(options)}
+        check_chunking(chunk_size, logits_dtype)
         self.config |= {"chunk_size": chunk_size, "logits_dtype": logits_dtype}
 
     def forward(

@@ -34,9 +34,9 @@ def _check_floating(owner: object, name: str, value: Tensor) -> None:
 
 def _check_transform(owner: object, softcap: float | None, scale: float, valid: int | None) -> None:
     name = type(owner).__name__
-    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+    if softcap is not None and not 0 < softcap < math.inf:
         raise ValueError(f"{name}: softcap must be None or finite and > 0, got {softcap}")
-    if not (scale > 0 and math.isfinite(scale)):
+    if not 0 < scale < math.inf:
         raise ValueError(f"{name}: scale must be finite and > 0, got {scale}")
     if valid is not None and valid < 1:
         raise ValueError(f"{name}: valid_vocab must be None or >= 1, got {valid}")
@@ -129,7 +129,7 @@ class TopKTeacher:
         _check_list(self, ids, "log_probs", _as_tensor(self, "log_probs"))
         if self.tail not in TAILS:
             raise ValueError(f"TopKTeacher: tail must be one of {TAILS}, got {self.tail!r}")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+        if not 0 < self.temperature < math.inf:
             raise ValueError(
                 f"TopKTeacher: temperature must be finite and > 0, got {self.temperature}"
             )
