@@ -7,6 +7,7 @@ autograd around the ops is in ``_autograd``.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -156,7 +157,7 @@ def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> 
 
 
 def _fake_values(like: Tensor, with_metrics: bool) -> tuple[Tensor, ...]:
-    rows = like.shape[:-1].numel()
+    rows = math.prod(like.shape[:-1])  # Size.numel() would tie a symbolic size to its value
     soft = like.new_empty(rows, dtype=torch.float64)
     columns = _C.ROW_METRICS if with_metrics else 0
     return soft, torch.empty_like(soft), soft.new_empty(rows, columns)

@@ -78,19 +78,20 @@ def check_chunking(chunk_size: int | None, logits_dtype: torch.dtype | None) -> 
 def common_vocab(student: int, teacher: int | None, *valid: int | None) -> int:
     """The number of real ids: sizes must agree unless a ``valid_vocab`` says how many there are."""
     stated = {n for n in valid if n is not None}
-    sizes = [student] if teacher is None else [student, teacher]
+    teacher = student if teacher is None else teacher
     if len(stated) > 1:
         raise ValueError(
             f"teacher valid_vocab and student_valid_vocab must agree, got {valid[0]} and {valid[1]}"
         )
     if stated:
         (vocab,) = stated
-        if vocab > min(sizes):
+        if vocab > min(student, teacher):
             raise ValueError(
-                f"valid_vocab must be at most the vocabulary size, got {vocab} and {min(sizes)}"
+                "valid_vocab must be at most the vocabulary size, "
+                f"got {vocab} and {min(student, teacher)}"
             )
         return vocab
-    if len(set(sizes)) > 1:
+    if student != teacher:
         raise ValueError(
             f"student and teacher must have the same vocabulary size, got {student} and {teacher} "
             "(valid_vocab says how many ids of a padded head are real)"
