@@ -92,17 +92,18 @@ void bind_structs(py::module_& m) {
            py::arg("softcap") = 0.0);
   py::class_<TopK>(m, "TopK")
       .def(py::init([](uintptr_t ids, int64_t ids_stride, uintptr_t log_p, int64_t log_p_stride,
-                       int64_t k, Tail tail, uintptr_t tail_log_prob) {
+                       int64_t k, Tail tail, bool sums_to_one, uintptr_t tail_log_prob) {
              return TopK{pointer<const int64_t>(ids),
                          pointer<const void>(log_p),
                          ids_stride,
                          log_p_stride,
                          k,
                          tail,
+                         sums_to_one,
                          pointer<const double>(tail_log_prob)};
            }),
            py::arg("ids"), py::arg("ids_stride"), py::arg("log_p"), py::arg("log_p_stride"),
-           py::arg("k"), py::arg("tail"), py::arg("tail_log_prob") = 0);
+           py::arg("k"), py::arg("tail"), py::arg("sums_to_one"), py::arg("tail_log_prob") = 0);
 }
 
 void run_problem(Mode mode, int divergence, const std::vector<double>& parameters, int64_t rows,

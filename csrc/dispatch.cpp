@@ -42,6 +42,7 @@ const std::vector<DivergenceInfo>& divergences() {
 }
 
 void run(const RowProblem& problem, int divergence, int threads) {
+  if (problem.rows == 0) return;
   const KernelTable& table = kernel_table();
   const bool wide = problem.student.dtype == DType::kFloat64;
   const RowKernel kernel = (wide ? table.double_kernels : table.float_kernels)[divergence];

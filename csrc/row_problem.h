@@ -31,6 +31,7 @@ struct TopK {
   int64_t ids_stride = 0, log_p_stride = 0;
   int64_t k = 0;  // 0: the teacher is dense
   Tail tail = Tail::kBucket;
+  bool sums_to_one = true;                // listed and tail mass together, but for rounding
   const double* tail_log_prob = nullptr;  // (rows,) log of the unlisted mass
 };
 

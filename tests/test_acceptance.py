@@ -1,7 +1,10 @@
 """The acceptance rate against speculative decoding, as transformers runs it on real models."""
 
 import importlib.util
-import os
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,24 +20,21 @@ pytestmark = [
 ]
 
 KEPT_LAYERS = [*range(10), *range(20, 30)]
-PROMPTS, PROMPT_TOKENS, NEW_TOKENS, DRAFTED = 32, 16, 70, 4
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS, DRAFTED = 32, 16, 68, 4
 STANDARD_ERRORS = 3.5
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    """Teacher, student, and prompts, (PROMPTS, PROMPT_TOKENS); on the threads of torch's choice."""
+@cache
+def load():
+    """Teacher, student, and prompts, (PROMPTS, PROMPT_TOKENS)."""
     from fastdistill.cli import corpus, models
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     teacher, tokenizer = models.load_teacher(None, torch.float32)
     student = models.prune_depth(teacher, KEPT_LAYERS).eval().requires_grad_(False)
     for model in (teacher, student):
         model.generation_config = plain_sampling()
     blocks = corpus.tokenize(corpus.read_text([]), tokenizer, PROMPT_TOKENS).train
-    yield teacher, student, blocks[:: len(blocks) // PROMPTS][:PROMPTS]
-    torch.set_num_threads(before)
+    return teacher, student, blocks[:: len(blocks) // PROMPTS][:PROMPTS]
 
 
 def plain_sampling():
@@ -49,36 +49,41 @@ def plain_sampling():
     )  # fmt: skip
 
 
-@pytest.fixture
-def rounds(monkeypatch):
-    """(end, proposed, accepted) of each round of the latest text."""
+def speculate(teacher, draft, prompt, new_tokens):
+    """The text, and (end, proposed, accepted) of each round."""
     from transformers.generation.candidate_generator import AssistedCandidateGenerator as Generator
 
-    seen = []
+    rounds = []
     original = Generator.update_candidate_strategy
 
     def record(self, input_ids, scores, num_matches):
         assert not self.logits_processor  # both models sample from all of their distribution
-        seen.append((input_ids.shape[1], scores.shape[1] - 1, int(num_matches)))
+        rounds.append((input_ids.shape[1], scores.shape[1] - 1, int(num_matches)))
         return original(self, input_ids, scores, num_matches)
 
-    monkeypatch.setattr(Generator, "update_candidate_strategy", record)
-    return seen
-
-
-def speculate(teacher, draft, prompt, new_tokens, rounds):
-    """The text, where in it draft tokens were examined (bool), and how many were accepted."""
-    rounds.clear()
     ids = prompt[None]
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new_tokens}
-    (text,) = teacher.generate(ids, assistant_model=draft, **options)
-    examined = torch.zeros(text.shape, dtype=torch.bool)
+    with patch.object(Generator, "update_candidate_strategy", record):
+        (text,) = teacher.generate(ids, assistant_model=draft, **options)
+    return text.tolist(), rounds
+
+
+def speculate_in_worker(number):
+    torch.set_num_threads(1)  # at one token a step a second thread gains nothing
+    torch.manual_seed(number)
+    teacher, student, prompts = load()
+    return speculate(teacher, student, prompts[number], NEW_TOKENS)
+
+
+def examined_tokens(text, rounds):
+    """Where in the text a draft token was examined, (tokens,) bool."""
+    examined = torch.zeros(len(text), dtype=torch.bool)
     for end, proposed, accepted in rounds:
         start = end - accepted - 1
         # Behind the accepted tokens stands the rejected one's replacement, or else a token that
         # was not drafted.
         examined[start : start + min(accepted + 1, proposed)] = True
-    return text, examined, sum(accepted for *_, accepted in rounds)
+    return examined
 
 
 @torch.no_grad()
@@ -94,28 +99,28 @@ def compare(teacher, student, texts, examined):
     )  # fmt: skip
 
 
-def test_acceptance_rate_is_that_of_speculative_decoding(loaded, rounds):
-    teacher, student, prompts = loaded
-    torch.manual_seed(0)
-    runs = [speculate(teacher, student, prompt, NEW_TOKENS, rounds) for prompt in prompts]
-    texts, examined = (torch.stack([run[part] for run in runs]) for part in (0, 1))
-    distance, metrics = compare(teacher, student, texts, examined)
+def test_acceptance_rate_is_that_of_speculative_decoding():
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        runs = list(pool.map(speculate_in_worker, range(PROMPTS)))
+    examined = torch.stack([examined_tokens(*run) for run in runs])
+    teacher, student, _ = load()
+    distance, metrics = compare(teacher, student, torch.tensor([text for text, _ in runs]), examined)
     count = int(metrics.counted)
     assert count == examined.sum() >= 2000
-    measured = sum(accepted for *_, accepted in runs) / count
+    measured = sum(accepted for _, rounds in runs for *_, accepted in rounds) / count
     chance = 1 - distance[examined[:, 1:]].double()
     # Each token is accepted or not by a draw of its own, given its context: the variances add up.
-    standard_error = (chance * (1 - chance)).sum().sqrt() / count
-    tolerance = STANDARD_ERRORS * standard_error
+    tolerance = STANDARD_ERRORS * (chance * (1 - chance)).sum().sqrt() / count
     assert abs(measured - metrics.acceptance_rate) < tolerance
     assert abs(measured - metrics.top1_agreement) > tolerance  # a wrong metric would be noticed
 
 
-def test_a_model_accepts_its_own_draft(loaded, rounds):
-    teacher, _, prompts = loaded
+def test_a_model_accepts_its_own_draft():
+    teacher, _, prompts = load()
     torch.manual_seed(0)
-    text, examined, accepted = speculate(teacher, teacher, prompts[0], 4 * (DRAFTED + 1), rounds)
-    assert [proposed for _, proposed, _ in rounds] == [DRAFTED] * 4
-    assert accepted == examined.sum() == 4 * DRAFTED
-    _, metrics = compare(teacher, teacher, text[None], examined[None])
+    text, rounds = speculate(teacher, teacher, prompts[0], 4 * (DRAFTED + 1))
+    assert [(proposed, accepted) for _, proposed, accepted in rounds] == [(DRAFTED, DRAFTED)] * 4
+    examined = examined_tokens(text, rounds)
+    assert examined.sum() == 4 * DRAFTED
+    _, metrics = compare(teacher, teacher, torch.tensor([text]), examined[None])
     assert metrics.acceptance_rate == pytest.approx(1.0)

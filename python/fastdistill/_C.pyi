@@ -41,6 +41,7 @@ class TopK:
         log_p_stride: int,
         k: int,
         tail: Tail,
+        sums_to_one: bool,
         tail_log_prob: int = ...,
     ) -> None: ...
 

@@ -42,9 +42,7 @@ class RowLosses(torch.autograd.Function):
     def backward(
         ctx: Any, grad_soft: Tensor, grad_hard: Tensor, _: Tensor
     ) -> tuple[Tensor | None, ...]:
-        gradient = _fd.rows_backward(
-            *ctx.saved_tensors, grad_soft.contiguous(), grad_hard.contiguous(), *ctx.options
-        )
+        gradient = _fd.rows_backward(*ctx.saved_tensors, grad_soft, grad_hard, *ctx.options)
         return gradient, None, None, *[None] * ctx.rows
 
 
@@ -109,7 +107,7 @@ class LinearRowLosses(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         wanted = list(ctx.needs_input_grad[:3])
         *_, by_hidden, by_weight, by_bias = _fd.linear(
-            *ctx.saved_tensors, grad_soft.contiguous(), grad_hard.contiguous(), wanted,
+            *ctx.saved_tensors, grad_soft, grad_hard, wanted,
             ctx.chunk_size, False, *ctx.options,
         )  # fmt: skip
         return *_only(wanted, by_hidden, by_weight, by_bias), None, None, None, *[None] * ctx.rows

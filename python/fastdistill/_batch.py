@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -123,9 +124,10 @@ def _row_weights(
 
 
 def _denominator(weights: Tensor, num_items: float | Tensor | None) -> Tensor | float:
-    if num_items is not None:
-        return num_items
-    total = weights.sum()
+    """What the mean divides by; a zero, which no token stands behind, becomes one."""
+    total = weights.sum() if num_items is None else num_items
+    if not isinstance(total, Tensor):
+        return total
     return torch.where(total == 0, torch.ones_like(total), total)
 
 
@@ -139,13 +141,20 @@ class _TeacherRows(NamedTuple):
 
 
 def _spec(
-    options: LossOptions, vocab: int, tail: str, scale: float = 1.0, softcap: float | None = None
+    options: LossOptions,
+    vocab: int,
+    tail: str,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    *,
+    sums_to_one: bool = True,
 ) -> RowSpec:
     assert isinstance(options.divergence, Divergence)
     return RowSpec(
         divergence=type(options.divergence).__name__,
         parameters=list(options.divergence.parameters),
         tail=tail,
+        sums_to_one=sums_to_one,
         temperature=float(options.temperature),
         vocab=vocab,
         student_scale=float(options.student_scale),
@@ -183,16 +192,25 @@ def _listed(
         log_p, entropy = _sampled(options, teacher)
     else:
         log_p, tail_log_prob = _top_k(options, teacher)
-        tail_log_prob = None if tail_log_prob is None else tail_log_prob.double().reshape(-1)
+        tail_log_prob = (
+            None if tail_log_prob is None else tail_log_prob.double().reshape(-1).contiguous()
+        )
     wide = torch.float64 if student_dtype == torch.float64 else torch.float32
     slots = teacher.ids.shape[-1]
+    ids = torch.where(torch.isneginf(log_p), -1, teacher.ids.to(torch.int64))
     tensors = TeacherTensors(
-        ids=teacher.ids.to(torch.int64).reshape(-1, slots).contiguous(),
+        ids=ids.reshape(-1, slots).contiguous(),
         log_p=log_p.to(wide).reshape(-1, slots).contiguous(),
         tail_log_prob=tail_log_prob,
     )
-    tail = "zero" if isinstance(teacher, SampledTeacher) else teacher.tail
-    return _TeacherRows(tensors, _spec(options, vocab, tail), entropy)
+    tail, sums_to_one = "zero", False
+    if isinstance(teacher, TopKTeacher):
+        retempered = teacher.temperature != options.temperature
+        tail = teacher.tail
+        sums_to_one = tail == "renormalize" or (
+            tail != "zero" and (teacher.tail_log_prob is None or retempered)
+        )
+    return _TeacherRows(tensors, _spec(options, vocab, tail, sums_to_one=sums_to_one), entropy)
 
 
 def _check_teacher_leading(name: str, values: Tensor, student_shape: tuple[int, ...]) -> None:
@@ -212,7 +230,8 @@ def _top_k(options: LossOptions, teacher: TopKTeacher) -> tuple[Tensor, Tensor |
             'used with it; use tail="bucket"'
         )
     ratio = teacher.temperature / options.temperature
-    log_probs, tail = teacher.log_probs.detach(), teacher.tail_log_prob
+    log_probs = teacher.log_probs.detach().masked_fill(teacher.ids < 0, -math.inf)
+    tail = teacher.tail_log_prob
     if teacher.tail == "renormalize":
         return log_probs * ratio, None
     if ratio == 1.0:

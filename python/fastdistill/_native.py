@@ -25,6 +25,7 @@ class RowSpec(NamedTuple):
     divergence: str
     parameters: list[float]
     tail: str
+    sums_to_one: bool  # the teacher's probabilities do, but for rounding
     temperature: float
     vocab: int
     student_scale: float
@@ -34,7 +35,7 @@ class RowSpec(NamedTuple):
 
 
 SPEC_SCHEMA = (
-    "str divergence, float[] parameters, str tail, float temperature, SymInt vocab, "
+    "str divergence, float[] parameters, str tail, bool sums_to_one, float temperature, SymInt vocab, "
     "float student_scale, float student_softcap, float teacher_scale, float teacher_softcap"
 )
 
@@ -60,7 +61,7 @@ class TopKRows(NamedTuple):
                 f"got {value} in row {row}, slot {slot}"
             )
 
-    def native(self, tail: str) -> _C.TopK:
+    def native(self, tail: str, sums_to_one: bool = True) -> _C.TopK:
         log_tail = self.tail_log_prob
         return _C.TopK(
             ids=self.ids.data_ptr(),
@@ -69,6 +70,7 @@ class TopKRows(NamedTuple):
             log_p_stride=_row_stride(self.log_p),
             k=self.ids.shape[1],
             tail=getattr(_C.Tail, tail),
+            sums_to_one=sums_to_one,
             tail_log_prob=_pointer(log_tail),
         )
 
@@ -135,6 +137,10 @@ def run_rows(
     ``mode`` is "forward" (values, stats), "backward" (stats -> gradient) or "fused" (values and
     gradient). ``gradient`` may be ``student`` itself.
     """
+    labels, counted, grad_soft, grad_hard = (
+        None if tensor is None else tensor.contiguous()
+        for tensor in (labels, counted, grad_soft, grad_hard)
+    )
     top_k = teacher if isinstance(teacher, TopKRows) else None
     dense = teacher if isinstance(teacher, Tensor) else None
     _C.run(
@@ -146,7 +152,7 @@ def run_rows(
         temperature=spec.temperature,
         student=_logits(student, spec.student_scale, spec.student_softcap),
         teacher=None if dense is None else _logits(dense, spec.teacher_scale, spec.teacher_softcap),
-        top_k=None if top_k is None else top_k.native(spec.tail),
+        top_k=None if top_k is None else top_k.native(spec.tail, spec.sums_to_one),
         labels=_pointer(labels),
         counted=_pointer(counted),
         soft=0 if values is None else values.soft.data_ptr(),

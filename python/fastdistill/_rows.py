@@ -129,6 +129,8 @@ def matched_rows(
     start = 0
     for (block,) in blocks(student):
         for own in torch.split(block, max(1, size)):
+            if not own.shape[0]:
+                continue
             stop = start + own.shape[0]
             yield slice(start, stop), own, source.rows(torch.arange(start, stop))
             start = stop
