@@ -37,6 +37,12 @@ def load():
     return teacher, student, blocks[:: len(blocks) // PROMPTS][:PROMPTS]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def unload():
+    yield
+    load.cache_clear()
+
+
 def plain_sampling():
     from transformers import GenerationConfig
 
@@ -103,8 +109,9 @@ def test_acceptance_rate_is_that_of_speculative_decoding():
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         runs = list(pool.map(speculate_in_worker, range(PROMPTS)))
     examined = torch.stack([examined_tokens(*run) for run in runs])
+    texts = torch.tensor([text for text, _ in runs])
     teacher, student, _ = load()
-    distance, metrics = compare(teacher, student, torch.tensor([text for text, _ in runs]), examined)
+    distance, metrics = compare(teacher, student, texts, examined)
     count = int(metrics.counted)
     assert count == examined.sum() >= 2000
     measured = sum(accepted for _, rounds in runs for *_, accepted in rounds) / count

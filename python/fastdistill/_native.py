@@ -35,8 +35,9 @@ class RowSpec(NamedTuple):
 
 
 SPEC_SCHEMA = (
-    "str divergence, float[] parameters, str tail, bool sums_to_one, float temperature, SymInt vocab, "
-    "float student_scale, float student_softcap, float teacher_scale, float teacher_softcap"
+    "str divergence, float[] parameters, str tail, bool sums_to_one, float temperature, "
+    "SymInt vocab, float student_scale, float student_softcap, "
+    "float teacher_scale, float teacher_softcap"
 )
 
 

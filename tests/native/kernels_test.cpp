@@ -109,7 +109,7 @@ Real smallest(DType dtype) { return dtype == DType::kFloat16 ? 0x1p-24L : 0.0L; 
 struct Categories {
   std::vector<int64_t> of_token;
   std::vector<double> log_p;
-  Real missing = 0;  // 1 - sum p where the teacher is cut off
+  Real missing = 0;  // 1 - sum p
 };
 
 Real log_sum_exp(const Reals& x) {
@@ -218,10 +218,7 @@ class Problem {
     problem_.temperature = o.plain ? 1.0 : 2.5;
     problem_.student = side(student_, 0.7, 5.0);
     problem_.teacher = side(teacher_, 1.5, 0.0);
-    if (o.k > 0) {
-      problem_.top_k = {ids_.data(), log_p_.data(), slots(),      slots(),
-                        slots(),     o.tail,        tails_.data()};
-    }
+    if (o.k > 0) problem_.top_k = list();
     problem_.labels = o.plain ? nullptr : labels_;
     problem_.counted = counted_;
     problem_.grad_soft = grad_soft_;
@@ -269,9 +266,23 @@ class Problem {
  private:
   int64_t stride() const { return o_.vocab + kPadding; }
   int64_t slots() const { return o_.k + (o_.k > 0 ? 1 : 0); }  // one of them stays empty
+  bool sums_to_one() const {
+    return o_.tail == Tail::kRenormalize || (o_.tail != Tail::kZero && o_.plain);
+  }
   bool counted(int64_t row) const { return counted_[row]; }
   double uniform(double low, double high) {
     return low + (high - low) * static_cast<double>(random_() >> 11) * 0x1p-53;
+  }
+
+  TopK list() {
+    TopK list;
+    list.ids = ids_.data();
+    list.log_p = log_p_.data();
+    list.ids_stride = list.log_p_stride = list.k = slots();
+    list.tail = o_.tail;
+    list.sums_to_one = sums_to_one();
+    list.tail_log_prob = tails_.data();
+    return list;
   }
 
   Logits side(Buffer& buffer, double scale, double softcap) const {
@@ -297,7 +308,7 @@ class Problem {
     grad_hard_[row] = uniform(0.5, 2.0);
   }
 
-  /// k distinct tokens in any order, an empty slot, and the mass that is left.
+  /// k distinct tokens in any order, an empty slot, and the mass that is left, or not quite.
   void list_tokens() {
     std::vector<double> weight(static_cast<size_t>(o_.vocab));
     double sum = 0.0;
@@ -314,7 +325,8 @@ class Problem {
       ids_.push_back(id);
       if (!empty) mass += std::exp(log_p_.get(at));
     }
-    tails_.push_back(o_.k == o_.vocab ? -kInf : std::log(1.0 - mass));
+    const double tail = o_.k == o_.vocab ? -kInf : std::log(1.0 - mass);
+    tails_.push_back(sums_to_one() ? tail : tail + 0.02);
   }
 
   Reals student_row(int64_t row) const {
@@ -341,26 +353,26 @@ class Problem {
       return result;
     }
     Reals listed;
-    Real mass = 0;
     for (int64_t slot = row * slots(); slot < (row + 1) * slots(); ++slot) {
       const int64_t id = ids_[static_cast<size_t>(slot)];
       if (id < 0) continue;
       result.of_token[static_cast<size_t>(id)] = static_cast<int64_t>(result.log_p.size());
       result.log_p.push_back(log_p_.get(slot));
       listed.push_back(log_p_.get(slot));
-      mass += std::exp(Real(log_p_.get(slot)));
     }
-    add_unlisted(tails_[static_cast<size_t>(row)], mass, log_sum_exp(listed), result);
+    add_unlisted(tails_[static_cast<size_t>(row)], log_sum_exp(listed), result);
+    if (sums_to_one()) return result;
+    result.missing = 1;
+    for (const double log_p : result.log_p) result.missing -= std::exp(Real(log_p));
     return result;
   }
 
-  void add_unlisted(double tail, Real mass, Real listed_lse, Categories& result) const {
+  void add_unlisted(double tail, Real listed_lse, Categories& result) const {
     const auto listed = static_cast<int64_t>(result.log_p.size());
     if (o_.tail == Tail::kRenormalize) {
       for (double& log_p : result.log_p) log_p = static_cast<double>(log_p - listed_lse);
       return;
     }
-    if (o_.tail == Tail::kZero) result.missing = 1 - mass;
     const double share = tail - std::log(static_cast<double>(o_.vocab - listed));
     for (int64_t& category : result.of_token) {
       if (category >= 0) continue;
