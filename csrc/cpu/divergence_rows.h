@@ -39,9 +39,10 @@ struct TileTokens {
   FD_INLINE Token<V> operator()(int64_t i) const {
     const V lp = log_p(A::load_from(tile.teacher + i)), lq = log_q(A::load_from(tile.student + i));
     if constexpr (kKept) {
-      return {lp, lq, A::load_from(kept_p + i) * scale_p, A::load_from(kept_q + i) * scale_q};
+      return {lp, lq, rounded(A::load_from(kept_p + i) * scale_p),
+              rounded(A::load_from(kept_q + i) * scale_q)};
     } else {
-      return {lp, lq, exp(lp), exp(lq)};
+      return {lp, lq, rounded(exp(lp)), rounded(exp(lq))};
     }
   }
 };
@@ -87,7 +88,9 @@ Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row, doub
       push_hard(hard, tile, n, tile_max.student, temperature);
     }
     if constexpr (D::kPowers > 0) {
-      for (int k = 0; k < D::kPowers; ++k) push_power(powers[k], divergence.power(k), n, tile);
+      for (int k = 0; k < D::kPowers; ++k) {
+        push_power(powers[k], divergence.power(k), finite, n, tile);
+      }
     }
   });
   stats.student_lse = student.lse();

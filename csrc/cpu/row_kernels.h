@@ -14,18 +14,19 @@ struct Workspace {
   KeptExps<S> kept;
 
   Workspace(const RowProblem& problem, void* scratch) : tile(*static_cast<Tile<S>*>(scratch)) {
-    const int64_t entries = problem.top_k.k + 1;
+    // What is 8 bytes wide comes first: elements of S need no more than that to be aligned.
+    const int64_t entries = problem.top_k.k + 1, tiles = tiles_of(problem.vocab);
     char* next = static_cast<char*>(scratch) + sizeof(Tile<S>);
     listed.tile_begin = reinterpret_cast<int64_t*>(next);
-    listed.ids = listed.tile_begin + tiles_of(problem.vocab) + 2;
-    listed.log_p = reinterpret_cast<S*>(listed.ids + entries);
+    listed.ids = listed.tile_begin + tiles + 2;
+    TileMax* tile_max = reinterpret_cast<TileMax*>(listed.ids + entries);
+    listed.log_p = reinterpret_cast<S*>(tile_max + (may_keep_exps(problem) ? tiles : 0));
     listed.x = listed.log_p + entries;
     listed.gradient = listed.x + entries;
     if (may_keep_exps(problem)) {
-      const int64_t elements = tiles_of(problem.vocab) * kTile;
       kept.student = listed.gradient + entries;
-      kept.teacher = kept.student + elements;
-      kept.tile_max = reinterpret_cast<TileMax*>(kept.teacher + elements);
+      kept.teacher = kept.student + tiles * kTile;
+      kept.tile_max = tile_max;
     }
   }
 

@@ -54,29 +54,36 @@ FD_INLINE void for_each_vector(int64_t n, F f) {
   for (int64_t i = 0; i < n; i += Arithmetic<S>::kWidth) f(i);
 }
 
-/// Accumulates exp(x - max) of n elements, max being theirs.
+/// Accumulates exp(x + offset) of n elements x whose maximum is given.
 template <class S>
-FD_INLINE void push_tile(OnlineSoftmax& state, const S* x, int64_t n, double tile_max) {
+FD_INLINE void push_tile(OnlineSoftmax& state, const S* x, int64_t n, double x_max,
+                         double offset = 0.0) {
   using A = Arithmetic<S>;
   using V = typename A::Value;
-  const V shift(finite_max(tile_max));
+  const V shift(finite_max(x_max));
   V sum(0.0);
   for_each_vector<S>(n, [&](int64_t i) { sum = sum + exp(A::load_from(x + i) - shift); });
-  state.push(tile_max, sum_lanes(sum));
+  state.push(x_max + offset, sum_lanes(sum));
 }
 
-/// Accumulates exp(a x_t + b x_s), built in the tile's third buffer.
+/// Accumulates exp(a x_t + b x_s), taken from the maxima of the tile so that the level of the
+/// logits costs no digits, and built in the tile's third buffer.
 template <class S>
-void push_power(OnlineSoftmax& state, Power power, int64_t n, Tile<S>& tile) {
+void push_power(OnlineSoftmax& state, Power power, TileMax tile_max, int64_t n, Tile<S>& tile) {
   using A = Arithmetic<S>;
   using V = typename A::Value;
+  const V teacher_max(tile_max.teacher), student_max(tile_max.student);
   V largest(-__builtin_inf());
   for_each_vector<S>(n, [&](int64_t i) {
-    const V x = log_power(power, A::load_from(tile.teacher + i), A::load_from(tile.student + i));
+    const V x = log_power(power, A::load_from(tile.teacher + i) - teacher_max,
+                          A::load_from(tile.student + i) - student_max);
     store(tile.gradient + i, x);
     largest = max(largest, x);
   });
-  push_tile(state, tile.gradient, n, max_lanes(largest));
+  const double x_max = max_lanes(largest);
+  if (x_max == __builtin_inf()) return state.push(x_max, 1.0);  // p > 0 = q at a negative power
+  const double level = power.teacher * tile_max.teacher + power.student * tile_max.student;
+  push_tile(state, tile.gradient, n, x_max, level);
 }
 
 /// Accumulates the hard-label softmax, which is taken at T = 1: x T are its logits.

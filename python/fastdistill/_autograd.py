@@ -110,7 +110,13 @@ class LinearRowLosses(torch.autograd.Function):
             *ctx.saved_tensors, grad_soft, grad_hard, wanted,
             ctx.chunk_size, False, *ctx.options,
         )  # fmt: skip
-        return *_only(wanted, by_hidden, by_weight, by_bias), None, None, None, *[None] * ctx.rows
+        hidden, weight, *_ = ctx.saved_tensors
+        dtypes = (hidden.dtype, weight.dtype, weight.dtype)
+        gradients = (
+            gradient.to(dtype)
+            for gradient, dtype in zip((by_hidden, by_weight, by_bias), dtypes, strict=True)
+        )
+        return *_only(wanted, *gradients), None, None, None, *[None] * ctx.rows
 
 
 class LinearLoss(torch.autograd.Function):
@@ -141,12 +147,16 @@ class LinearLoss(torch.autograd.Function):
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(soft, hard, metrics)
         ctx.wanted, ctx.rows = wanted, len(rows)
+        ctx.dtypes = (hidden.dtype, weight.dtype, weight.dtype)
         return (soft_factor * soft + hard_factor * hard).sum(), soft, hard, metrics
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (_scaled(gradient, grad_loss) for gradient in ctx.saved_tensors)
+        scaled = (
+            _scaled(gradient, grad_loss).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
         return *_only(ctx.wanted, *scaled), *[None] * (6 + ctx.rows)
 
 

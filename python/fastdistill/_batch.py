@@ -230,7 +230,7 @@ def _top_k(options: LossOptions, teacher: TopKTeacher) -> tuple[Tensor, Tensor |
             'used with it; use tail="bucket"'
         )
     ratio = teacher.temperature / options.temperature
-    log_probs = teacher.log_probs.detach().masked_fill(teacher.ids < 0, -math.inf)
+    log_probs = teacher.log_probs.detach().masked_fill(teacher.ids == -1, -math.inf)
     tail = teacher.tail_log_prob
     if teacher.tail == "renormalize":
         return log_probs * ratio, None
@@ -257,7 +257,7 @@ def _sampled(options: LossOptions, teacher: SampledTeacher) -> tuple[Tensor, Ten
             "SampledTeacher weights are probabilities at temperature 1, got temperature "
             f"{options.temperature}"
         )
-    weights = torch.where(teacher.ids < 0, 0.0, teacher.weights.detach().double())
+    weights = torch.where(teacher.ids == -1, 0.0, teacher.weights.detach().double())
     return weights.log(), -torch.special.xlogy(weights, weights).sum(-1).reshape(-1)
 
 

@@ -46,13 +46,15 @@ def choose_precision(weight: Tensor, dtypes: HeadDtypes) -> Precision:
 
 
 def _half_gemm_in_hardware(dtype: torch.dtype, device: torch.device) -> bool:
-    if device.type != "cpu":
+    """Whether GEMMs of a dtype are worth doing in it; float16 would lose small gradients, too."""
+    if device.type != "cpu" or dtype == torch.float32:
         return True
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype == torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return True
+    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def gradient_dtype(parameter: torch.dtype) -> torch.dtype:
+    """In which a gradient is kept until it is scaled: float16 would underflow before."""
+    return torch.float32 if parameter == torch.float16 else parameter
 
 
 class Head:
@@ -107,7 +109,7 @@ class WeightGradient:
 
     def __init__(self, weight: Tensor, vocab: int, precision: Precision) -> None:
         wide = torch.float64 if precision.gemm == torch.float64 else torch.float32
-        self._shape, self._dtype, self._vocab = weight.shape, weight.dtype, vocab
+        self._dtype, self._vocab = gradient_dtype(weight.dtype), vocab
         self._sum = fresh(weight, *weight.shape, dtype=wide).zero_()
         self._narrow = (
             None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._head import Head, WeightGradient
+from ._head import Head, WeightGradient, gradient_dtype
 from ._native import RowSpec, Values, fresh, run_rows
 from ._rows import TeacherRows, part, take_rows
 
@@ -19,7 +19,8 @@ class HeadGradients:
         self._head = head
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         rows = hidden.shape[:-1].numel()
-        self._hidden = hidden.new_zeros(rows, hidden.shape[-1]) if wanted[0] else None
+        kept = gradient_dtype(hidden.dtype)
+        self._hidden = hidden.new_zeros(rows, hidden.shape[-1], dtype=kept) if wanted[0] else None
         self._weight = WeightGradient(weight, head.vocab, head.precision) if wanted[1] else None
         self._bias = weight.new_zeros(weight.shape[0], dtype=wide) if wanted[2] else None
         self.any = any(wanted)
@@ -34,9 +35,9 @@ class HeadGradients:
             self._bias[: self._head.vocab] += grad_logits.sum(0, dtype=self._bias.dtype)
 
     def results(self, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """In the shapes and dtypes of their parameters; empty where not wanted."""
+        """In the shapes of their parameters and their `gradient_dtype`; empty where not wanted."""
         by_weight = None if self._weight is None else self._weight.result()
-        by_bias = None if self._bias is None else self._bias.to(weight.dtype)
+        by_bias = None if self._bias is None else self._bias.to(gradient_dtype(weight.dtype))
         return (
             weight.new_empty(0) if self._hidden is None else self._hidden.view(hidden.shape),
             weight.new_empty(0) if by_weight is None else by_weight,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _C
-from ._head import HEAD_SCHEMA, Head, HeadDtypes, choose_precision
+from ._head import HEAD_SCHEMA, Head, HeadDtypes, choose_precision, gradient_dtype
 from ._linear import ChunkLoop, HeadGradients
 from ._native import SPEC_SCHEMA, RowSpec, Values, fresh, new_stats, run_rows
 from ._rows import TEACHER_SCHEMA, TeacherRows, TeacherTensors, chunk_rows, matched_rows, part
@@ -179,9 +179,10 @@ def _fake_linear(
 ) -> tuple[Tensor, ...]:
     wanted, _, with_metrics = args[_TEACHER_FIELDS + 4 : _TEACHER_FIELDS + 7]
     shapes = (hidden.shape, weight.shape, weight.shape[:1])
+    likes = (hidden, weight, weight)
     gradients = (
-        (hidden if i == 0 else weight).new_empty(shape if want else (0,))
-        for i, (shape, want) in enumerate(zip(shapes, wanted, strict=True))
+        like.new_empty(shape, dtype=gradient_dtype(like.dtype)) if want else weight.new_empty(0)
+        for like, shape, want in zip(likes, shapes, wanted, strict=True)
     )
     return *_fake_values(hidden, with_metrics), *gradients
 

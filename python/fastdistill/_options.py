@@ -42,6 +42,7 @@ class LossOptions:
             _check_positive("student_softcap", self.student_softcap)
         for name in ("soft_weight", "hard_weight"):
             value = getattr(self, name)
+            _check_number(name, value)
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and >= 0, got {value}")
         if self.reduction not in get_args(Reduction):
@@ -60,15 +61,21 @@ class LossOptions:
         return self.soft_weight * squared
 
 
-def _check_positive(name: str, value: float) -> None:
+def _check_number(name: str, value: float) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def _check_positive(name: str, value: float) -> None:
+    _check_number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be finite and > 0, got {value}")
 
 
 def check_chunking(chunk_size: int | None, logits_dtype: torch.dtype | None) -> None:
     """The options that only the linear loss has."""
+    if chunk_size is not None and not isinstance(chunk_size, (int, torch.SymInt)):
+        raise TypeError(f"chunk_size must be an integer, got {type(chunk_size).__name__}")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be None or >= 1, got {chunk_size}")
     if logits_dtype not in (None, torch.float32):
@@ -99,6 +106,14 @@ def common_vocab(student: int, teacher: int | None, *valid: int | None) -> int:
     return student
 
 
+def check_tensor(name: str, value: Tensor | None) -> None:
+    """That an optional argument is a tensor."""
+    if value is not None and not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
 def check_leading_shape(name: str, value: Tensor | None, leading: tuple[int, ...]) -> None:
+    """That an optional per-token tensor has the student's leading shape."""
+    check_tensor(name, value)
     if value is not None and tuple(value.shape) != leading:
         raise ValueError(f"{name} must have shape {leading}, got {tuple(value.shape)}")

@@ -199,7 +199,7 @@ class Renyi(Divergence):
     alpha: float
 
     def __post_init__(self) -> None:
-        if not (self.alpha > 0.0 and self.alpha != 1.0):
+        if not (0.0 < self.alpha < math.inf and self.alpha != 1.0):
             raise ValueError(f"Renyi: alpha must be > 0 and not 1, got {self.alpha}")
 
     def __call__(self, log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -218,8 +218,10 @@ class AlphaBeta(Divergence):
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"AlphaBeta: {name} must be > 0, got {getattr(self, name)}")
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"AlphaBeta: {name} must be > 0, got {getattr(self, name)}"
+                )
 
     def __call__(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         a, b = self.alpha, self.beta

@@ -209,7 +209,10 @@ def _check_head(
             "student_hidden and student_weight must have the same dtype outside autocast, "
             f"got {hidden.dtype} and {weight.dtype}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
+    if bias is None:
+        return
+    _check_floating("student_bias", bias)
+    if bias.shape != weight.shape[:1]:
         raise ValueError(
             f"student_bias must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}"
         )

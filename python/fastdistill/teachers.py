@@ -92,7 +92,10 @@ class TeacherHead:
                 "TeacherHead: hidden (..., D) and weight (V, D) must have the same D, "
                 f"got {tuple(self.hidden.shape)} and {tuple(self.weight.shape)}"
             )
-        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
+        if self.bias is None:
+            return
+        _check_floating(self, "bias", _as_tensor(self, "bias"))
+        if self.bias.shape != self.weight.shape[:1]:
             raise ValueError(
                 f"TeacherHead: bias must have shape {tuple(self.weight.shape[:1])}, "
                 f"got {tuple(self.bias.shape)}"
@@ -135,6 +138,7 @@ class TopKTeacher:
             )
         if self.tail_log_prob is not None:
             tail = _as_tensor(self, "tail_log_prob")
+            _check_floating(self, "tail_log_prob", tail)
             if tail.shape != ids.shape[:-1]:
                 raise ValueError(
                     f"TopKTeacher: tail_log_prob must have shape {tuple(ids.shape[:-1])}, "
