@@ -131,8 +131,12 @@ def error(value, true):
     return (value.double() - true.double()).abs().max()
 
 
-def assert_not_worse(function, inputs, teacher, labels=None, **config):
-    """Values and all gradients: at most torch's own error in that dtype, and a few roundings."""
+def assert_not_worse(function, inputs, teacher, labels=None, log_prob=0.0, **config):
+    """Values and all gradients: at most torch's own error in that dtype, and a few roundings.
+
+    A log-probability of size ``log_prob`` is rounded by eps times that, which is then the relative
+    error of the probability.
+    """
     peer = getattr(reference, function.__name__)
     ours = run(function, inputs, teacher, labels, reduction="none", **config)
     theirs = run(peer, inputs, teacher, labels, reduction="none", **config)
@@ -143,7 +147,8 @@ def assert_not_worse(function, inputs, teacher, labels=None, **config):
         assert own.dtype == (arithmetic if what == "value" else dtype)
         eps, storage = torch.finfo(arithmetic).eps, torch.finfo(own.dtype).eps / 2
         slope = 1.0 if what == "value" else max(1.0, 1.0 / config.get("temperature", 1.0))
-        allowed = (16 * eps + storage) * exact.abs().max() + 4 * eps * slope
+        relative = (16 + log_prob) * eps + storage
+        allowed = relative * exact.abs().max() + 4 * eps * slope
         if other.isfinite().all():
             allowed += 2 * error(other, exact)
         assert error(own, exact) <= allowed, what
