@@ -147,7 +147,7 @@ def assert_not_worse(function, inputs, teacher, labels=None, log_prob=0.0, **con
         assert own.dtype == (arithmetic if what == "value" else dtype)
         eps, storage = torch.finfo(arithmetic).eps, torch.finfo(own.dtype).eps / 2
         slope = 1.0 if what == "value" else max(1.0, 1.0 / config.get("temperature", 1.0))
-        relative = (16 + log_prob) * eps + storage
+        relative = (32 + log_prob) * eps + storage
         allowed = relative * exact.abs().max() + 4 * eps * slope
         if other.isfinite().all():
             allowed += 2 * error(other, exact)
