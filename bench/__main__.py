@@ -1,4 +1,4 @@
-"""``python -m bench``: time and memory. ``python -m bench accuracy``: errors."""
+"""``python -m bench``: time and memory. ``accuracy``: errors. ``readme``: its table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import accuracy, cases, report
+from . import accuracy, cases, readme, report
 from .limits import measure_machine
 from .suite import Limits, run_case
 
@@ -18,7 +18,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     defaults = Limits()
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     add = parser.add_argument
-    add("what", nargs="?", choices=("speed", "accuracy"), default="speed")
+    add("what", nargs="?", choices=("speed", "accuracy", "readme"), default="speed")
     add("--quick", action="store_true", help="much smaller cases")
     add("--only", metavar="PATTERN", help="cases whose name contains it; * and ? are wildcards")
     add("--threads", type=int, help="default: those of torch")
@@ -66,6 +66,8 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     if arguments.what == "accuracy":
         print(accuracy.markdown(vocab=2000 if arguments.quick else 32000))
+    elif arguments.what == "readme":
+        readme.update(arguments.output or report.default_csv())
     else:
         speed(arguments)
 

@@ -187,3 +187,26 @@ def test_near_inputs_have_the_stated_divergence():
         student, teacher = accuracy.near(kl)(5000)
         value = fd.distillation_loss(student, teacher)
         assert float(value) == pytest.approx(kl, rel=0.2)
+
+
+def test_readme_table_is_made_from_results(tmp_path):
+    from bench import readme
+
+    rows = [
+        report.Row("c", "logits", "forward_kl", "bfloat16", 8, 100, 0, 0, 0, "fastdistill", "ours"),
+        report.Row(
+            "c", "logits", "forward_kl", "bfloat16", 8, 100, 0, 0, 0, "torch eager", "rival"
+        ),
+    ]
+    rows[0].ms_p50, rows[0].peak_extra_mb = 12.4, 3.2
+    rows[1].ms_p50, rows[1].ratio_to_ours = 124.0, 10.0
+    facts = {name: name for name in ("cpu", "instruction set", "torch", "threads", "date")}
+    report.write_csv(tmp_path / "results.csv", facts, rows)
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    readme.update(tmp_path / "results.csv", page)
+    text = page.read_text()
+    assert "| logits, forward_kl, bfloat16, N=8, V=100 | 12 ms | 10.0 × |  | 3 MB |  |" in text
+    assert text.startswith(f"before\n{readme.BEGIN}\n|")
+    assert text.endswith(f"\n{readme.END}\nafter\n")
+    assert "old" not in text
