@@ -490,4 +490,4 @@ def test_smollm2_is_distilled(tmp_path: Path) -> None:
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
     assert student.config.num_hidden_layers == 20
-    assert tokenizer("The import statement")["input_ids"] == [504, 1988, 4815]
+    assert tokenizer.tokenize("The import statement") == ["The", "Ġimport", "Ġstatement"]
