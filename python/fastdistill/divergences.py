@@ -219,9 +219,7 @@ class AlphaBeta(Divergence):
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
             if not 0.0 < getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"AlphaBeta: {name} must be > 0, got {getattr(self, name)}"
-                )
+                raise ValueError(f"AlphaBeta: {name} must be > 0, got {getattr(self, name)}")
 
     def __call__(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         a, b = self.alpha, self.beta
