@@ -46,8 +46,7 @@ FD_INLINE void split_pow2(float x, float& mantissa, float& exponent) {
   mantissa = bits_to_float((shifted & 0x7fffff) + 0x3f3504f3);
 }
 
-// ---- companions
-// ----------------------------------------------------------------------------------
+// ---- companions --------------------------------------------------------------------------------
 
 FD_INLINE float abs(float x) { return __builtin_fabsf(x); }
 FD_INLINE double abs(double x) { return __builtin_fabs(x); }
@@ -84,11 +83,10 @@ FD_INLINE V subtract_ln2(V x, V n) {
 }
 
 /// exp(x) for x <= 88: x = n ln 2 + r, |r| <= ln(2)/2, and a minimax polynomial of degree 6 in r.
-/// At most 1.5 ULP for |x| <= 16 and 5 ULP beyond, down to -87; 0 below -87.7; exp(NaN) = NaN.
+/// At most 2 ULP for |x| <= 16 and 5 ULP beyond, down to -87; 0 below -87.7; exp(NaN) = NaN.
 template <class V>
 FD_INLINE V exp(V x) {
-  const V lo(-128.0f);  // far enough below for a zero, near enough for the reduction
-  const V clamped = max(x, lo);
+  const V clamped = max(x, V(-88.0f));                       // n = -127 there, whose power is zero
   const V biased = clamped * V(1.44269504f) + V(kPow2Bias);  // rounds to an integer
   const V n = biased - V(kPow2Bias);
   const V r = subtract_ln2(clamped, n);
@@ -99,8 +97,7 @@ FD_INLINE V exp(V x) {
   poly = poly * r + V(0.49999994f);
   poly = poly * r + V(1.0f);
   poly = poly * r + V(1.0f);
-  const V zero(kPow2Bias - 127.0f);
-  return poly * pow2(max(biased, zero));
+  return poly * pow2(biased);
 }
 
 /// log of a positive normal x by x = m 2^e, log m = 2 atanh(s), s = (m - 1)/(m + 1). At most 2 ULP.

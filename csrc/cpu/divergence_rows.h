@@ -6,12 +6,23 @@
 namespace fastdistill {
 namespace {
 
-/// exp(x - tile max) of a row, from its first sweep, so that later ones need no exp.
+/// exp(x - level) of a row, from its first sweep, so that later ones need no exp.
 template <class S>
 struct KeptExps {
   S* student = nullptr;  // null: not kept
   S* teacher = nullptr;
-  TileMax* tile_max = nullptr;  // by tile, finite
+  TilePair* level = nullptr;  // by tile; afterwards the factor that makes the exps probabilities
+
+  void levels_to_factors(int64_t tiles, TilePair lse) const {
+    TilePair last{__builtin_nan(""), __builtin_nan("")}, factor{};
+    for (int64_t j = 0; j < tiles; ++j) {
+      if (level[j].student != last.student || level[j].teacher != last.teacher) {  // seldom
+        last = level[j];
+        factor = {exp(last.student - lse.student), exp(last.teacher - lse.teacher)};
+      }
+      level[j] = factor;
+    }
+  }
 };
 
 /// The tokens of a loaded tile. kKept: their probabilities come from the first sweep.
@@ -28,11 +39,10 @@ struct TileTokens {
                        int64_t start)
       : tile(tile), log_p(stats.teacher_lse), log_q(stats.student_lse) {
     if constexpr (kKept) {
-      const TileMax& tile_max = kept.tile_max[start / kTile];
       kept_p = kept.teacher + start;
       kept_q = kept.student + start;
-      scale_p = V(exp(tile_max.teacher - stats.teacher_lse));
-      scale_q = V(exp(tile_max.student - stats.student_lse));
+      scale_p = V(kept.level[start / kTile].teacher);
+      scale_q = V(kept.level[start / kTile].student);
     }
   }
 
@@ -55,13 +65,13 @@ Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row, doub
   using A = Arithmetic<S>;
   using V = typename A::Value;
   OnlineSoftmax student, teacher, hard, powers[3];
-  row.for_each_tile(tile, [&](int64_t start, int64_t n, TileMax tile_max) {
-    const TileMax finite{finite_max(tile_max.student), finite_max(tile_max.teacher)};
-    const V student_max(finite.student), teacher_max(finite.teacher);
+  row.for_each_tile(tile, [&](int64_t start, int64_t n, TilePair tile_max) {
+    const TilePair level{student.raise(tile_max.student), teacher.raise(tile_max.teacher)};
+    const V student_level(level.student), teacher_level(level.teacher);
     V student_sum(0.0), teacher_sum(0.0), student_moment(0.0), teacher_moment(0.0);
     const auto accumulate = [&](int64_t i) {
       const V x_s = A::load_from(tile.student + i), x_t = A::load_from(tile.teacher + i);
-      const Token<V> exps{x_t, x_s, exp(x_t - teacher_max), exp(x_s - student_max)};
+      const Token<V> exps{x_t, x_s, exp(x_t - teacher_level), exp(x_s - student_level)};
       student_sum = student_sum + exps.q;
       teacher_sum = teacher_sum + exps.p;
       if constexpr (D::kMoments & kTeacherMean) {
@@ -75,27 +85,30 @@ Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row, doub
     if (keep.student == nullptr) {
       for_each_vector<S>(n, [&](int64_t i) { accumulate(i); });
     } else {
-      keep.tile_max[start / kTile] = finite;
+      keep.level[start / kTile] = level;
       for_each_vector<S>(n, [&](int64_t i) {
         const Token<V> exps = accumulate(i);
         store(keep.student + start + i, exps.q);
         store(keep.teacher + start + i, exps.p);
       });
     }
-    student.push(tile_max.student, sum_lanes(student_sum), sum_lanes(student_moment));
-    teacher.push(tile_max.teacher, sum_lanes(teacher_sum), sum_lanes(teacher_moment));
+    student.add(sum_lanes(student_sum), sum_lanes(student_moment));
+    teacher.add(sum_lanes(teacher_sum), sum_lanes(teacher_moment));
     if (with_hard && temperature != 1.0) {
       push_hard(hard, tile, n, tile_max.student, temperature);
     }
     if constexpr (D::kPowers > 0) {
       for (int k = 0; k < D::kPowers; ++k) {
-        push_power(powers[k], divergence.power(k), finite, n, tile);
+        push_power(powers[k], divergence.power(k), tile_max, n, tile);
       }
     }
   });
   stats.student_lse = student.lse();
   stats.teacher_lse = teacher.lse();
   stats.hard_lse = with_hard && temperature != 1.0 ? hard.lse() : stats.student_lse;
+  if (keep.student != nullptr) {
+    keep.levels_to_factors(tiles_of(row.size), {stats.student_lse, stats.teacher_lse});
+  }
   Moments<double> moments{
       teacher.mean(), student.mean(), stats.teacher_lse - stats.student_lse, {}};
   if constexpr (D::kPowers > 0) {
@@ -115,22 +128,21 @@ Sums<double> sweep_sums(const D& divergence, const RowReader<S>& row, Tile<S>& t
   using V = typename Arithmetic<S>::Value;
   Sums<double> sums{0.0, 0.0};
   OnlineSoftmax state;
-  row.for_each_tile(tile, [&](int64_t start, int64_t n, TileMax) {
+  row.for_each_tile(tile, [&](int64_t start, int64_t n, TilePair) {
     const TileTokens<kKept, S> tokens(tile, stats, kept, start);
     V value(0.0), slope(0.0);
     if constexpr (D::kLogSum) {
       V largest(-__builtin_inf());
       for_each_vector<S>(n,
                          [&](int64_t i) { largest = max(largest, divergence(tokens(i)).value); });
-      const double tile_max = max_lanes(largest);
-      const V shift(finite_max(tile_max));
+      const V shift(state.raise(max_lanes(largest)));
       for_each_vector<S>(n, [&](int64_t i) {
         const Term<V> term = divergence(tokens(i));
         const V weight = exp(term.value - shift);
         value = value + weight;
         slope = slope + weight * term.dlogq;
       });
-      state.push(tile_max, sum_lanes(value), sum_lanes(slope));
+      state.add(sum_lanes(value), sum_lanes(slope));
     } else {
       for_each_vector<S>(n, [&](int64_t i) {
         const Term<V> term = divergence(tokens(i));

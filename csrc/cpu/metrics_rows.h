@@ -26,7 +26,7 @@ RowMetrics sweep_dense_metrics(const RowReader<S>& row, const RowStats& stats, T
   using V = typename Arithmetic<S>::Value;
   RowMetrics sums{};
   Argmax student, teacher;
-  row.for_each_tile(tile, [&](int64_t start, int64_t n, TileMax tile_max) {
+  row.for_each_tile(tile, [&](int64_t start, int64_t n, TilePair tile_max) {
     const TileTokens<false, S> tokens(tile, stats, {}, start);
     Observed<V> total{V(0.0), V(0.0), V(0.0), V(0.0), V(0.0)};
     for_each_vector<S>(n, [&](int64_t i) {
@@ -61,14 +61,14 @@ RowMetrics sweep_listed_metrics(const RowProblem& problem, int64_t row, const Li
     const int64_t n = problem.vocab - start < kTile ? problem.vocab - start : kTile;
     const double tile_max =
         load_tile(problem.student, problem.temperature, row, start, n, tile.student);
-    const V shift(finite_max(tile_max));
+    const V shift(state.raise(tile_max));
     V sum(0.0), moment(0.0);
     for_each_vector<S>(n, [&](int64_t i) {
       const V x = A::load_from(tile.student + i), q = exp(x - shift);
       sum = sum + q;
       moment = moment + weighted(q, x);
     });
-    state.push(tile_max, sum_lanes(sum), sum_lanes(moment));
+    state.add(sum_lanes(sum), sum_lanes(moment));
   }
   RowMetrics metrics{};
   metrics.student_entropy = state.lse() - state.mean();

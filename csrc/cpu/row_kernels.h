@@ -19,25 +19,28 @@ struct Workspace {
     char* next = static_cast<char*>(scratch) + sizeof(Tile<S>);
     listed.tile_begin = reinterpret_cast<int64_t*>(next);
     listed.ids = listed.tile_begin + tiles + 2;
-    TileMax* tile_max = reinterpret_cast<TileMax*>(listed.ids + entries);
-    listed.log_p = reinterpret_cast<S*>(tile_max + (may_keep_exps(problem) ? tiles : 0));
+    TilePair* level = reinterpret_cast<TilePair*>(listed.ids + entries);
+    listed.log_p = reinterpret_cast<S*>(level + (may_keep_exps(problem) ? tiles : 0));
     listed.x = listed.log_p + entries;
     listed.gradient = listed.x + entries;
     if (may_keep_exps(problem)) {
       kept.student = listed.gradient + entries;
-      kept.teacher = kept.student + tiles * kTile;
-      kept.tile_max = tile_max;
+      if (problem.top_k.k == 0) kept.teacher = kept.student + tiles * kTile;
+      kept.level = level;
     }
   }
 
+  /// Whether a later sweep of the same call can use the exps of the first.
   static bool may_keep_exps(const RowProblem& problem) {
-    return problem.mode != Mode::kBackward && problem.top_k.k == 0;
+    const bool fused = problem.mode == Mode::kFused;
+    if (problem.top_k.k > 0) return fused && problem.top_k.tail == Tail::kBucket;
+    return problem.mode != Mode::kBackward;
   }
 
   static int64_t bytes(const RowProblem& problem) {
     const int64_t tiles = tiles_of(problem.vocab), entries = problem.top_k.k + 1;
     int64_t sum = sizeof(Tile<S>) + 8 * (tiles + 2 + entries) + 3 * entries * sizeof(S);
-    if (may_keep_exps(problem)) sum += tiles * (2 * kTile * sizeof(S) + sizeof(TileMax));
+    if (may_keep_exps(problem)) sum += tiles * (2 * kTile * sizeof(S) + sizeof(TilePair));
     return sum;
   }
 };
@@ -79,7 +82,8 @@ void finish_tile(const Row<S>& row, int64_t start, int64_t n, Tile<S>& tile) {
   const RowProblem& problem = row.problem;
   if (row.has_label()) {
     add_hard_gradient(tile, n, problem.temperature, row.stats.hard_lse,
-                      problem.grad_hard[row.index], problem.labels[row.index] - start);
+                      by_stored_logit(problem, problem.grad_hard[row.index]),
+                      problem.labels[row.index] - start);
   }
   store_gradient(problem, row.index, start, n, tile);
 }
@@ -87,7 +91,7 @@ void finish_tile(const Row<S>& row, int64_t start, int64_t n, Tile<S>& tile) {
 // ---- rows whose teacher is known at every token -----------------------------------------------
 
 template <class S>
-TileMax load_dense(const void* source, int64_t start, int64_t n, Tile<S>& tile) {
+TilePair load_dense(const void* source, int64_t start, int64_t n, Tile<S>& tile) {
   const auto& row = *static_cast<const Row<S>*>(source);
   const double t = row.problem.temperature;
   const double teacher = load_tile(row.problem.teacher, t, row.index, start, n, tile.teacher);
@@ -95,7 +99,7 @@ TileMax load_dense(const void* source, int64_t start, int64_t n, Tile<S>& tile) 
 }
 
 template <class S>
-TileMax load_with_made_teacher(const void* source, int64_t start, int64_t n, Tile<S>& tile) {
+TilePair load_with_made_teacher(const void* source, int64_t start, int64_t n, Tile<S>& tile) {
   const auto& row = *static_cast<const Row<S>*>(source);
   make_teacher_tile(row.work.listed, start, n, tile);
   return {load_tile(row.problem.student, row.problem.temperature, row.index, start, n,
@@ -106,7 +110,7 @@ TileMax load_with_made_teacher(const void* source, int64_t start, int64_t n, Til
 template <bool kKept, class D, class S>
 void store_full_gradient(const D& divergence, const Row<S>& row, const RowReader<S>& reader) {
   Tile<S>& tile = row.work.tile;
-  const double weight = row.problem.grad_soft[row.index];
+  const double weight = by_stored_logit(row.problem, row.problem.grad_soft[row.index]);
   // With the exps at hand some gradients do not look at the logits again.
   const bool needs_logits =
       !kKept || D::kSlopeNeedsLogs || row.has_label() || row.problem.student.softcap != 0.0;
@@ -148,6 +152,7 @@ template <class S>
 double sweep_student(Row<S>& row, bool with_hard, bool take) {
   const RowProblem& problem = row.problem;
   Tile<S>& tile = row.work.tile;
+  const KeptExps<S>& kept = row.work.kept;
   OnlineSoftmax soft, hard;
   for (int64_t start = 0; start < problem.vocab; start += kTile) {
     const int64_t n = problem.vocab - start < kTile ? problem.vocab - start : kTile;
@@ -155,7 +160,16 @@ double sweep_student(Row<S>& row, bool with_hard, bool take) {
         load_tile(problem.student, problem.temperature, row.index, start, n, tile.student);
     if (with_hard) push_hard(hard, tile, n, tile_max, problem.temperature);
     if (take) tile_max = take_listed(row.work.listed, start, n, tile_max, tile);
-    push_tile(soft, tile.student, n, tile_max);
+    const double level = soft.raise(tile_max);
+    if (kept.student == nullptr) {
+      soft.add(sum_exps(tile.student, n, level));
+    } else {
+      kept.level[start / kTile] = {level, 0.0};
+      soft.add(sum_and_keep_exps(tile.student, n, level, kept.student + start));
+    }
+  }
+  if (kept.student != nullptr) {
+    kept.levels_to_factors(tiles_of(problem.vocab), {level_of(soft.lse()), 0.0});
   }
   if (with_hard) row.stats.hard_lse = hard.lse();
   return soft.lse();
@@ -246,14 +260,26 @@ void spread_gradient(const Row<S>& row, double tail_gradient, Tile<S>& tile) {
   using V = typename A::Value;
   const RowProblem& problem = row.problem;
   const Listed<S>& listed = row.work.listed;
-  const Normalizer<V> share(finite_max(row.stats.tail_lse));
-  const V tail(tail_gradient);
+  const KeptExps<S>& kept = row.work.kept;
+  const Normalizer<V> share(level_of(row.stats.tail_lse));
+  const bool needs_logits =
+      kept.student == nullptr || row.has_label() || problem.student.softcap != 0.0;
   for (int64_t start = 0, j = 0; start < problem.vocab; start += kTile, ++j) {
     const int64_t n = problem.vocab - start < kTile ? problem.vocab - start : kTile;
-    load_tile(problem.student, problem.temperature, row.index, start, n, tile.student);
-    for_each_vector<S>(n, [&](int64_t i) {
-      store(tile.gradient + i, weighted(tail, exp(share(A::load_from(tile.student + i)))));
-    });
+    if (needs_logits) {
+      load_tile(problem.student, problem.temperature, row.index, start, n, tile.student);
+    }
+    if (kept.student == nullptr) {
+      const V tail(tail_gradient);
+      for_each_vector<S>(n, [&](int64_t i) {
+        store(tile.gradient + i, tail * exp(share(A::load_from(tile.student + i))));
+      });
+    } else {
+      const V tail(tail_gradient * kept.level[j].student);
+      for_each_vector<S>(n, [&](int64_t i) {
+        store(tile.gradient + i, tail * A::load_from(kept.student + start + i));
+      });
+    }
     for (int64_t e = listed.tile_begin[j]; e < listed.tile_begin[j + 1]; ++e) {
       tile.gradient[listed.ids[e] - start] = listed.gradient[e];
     }
@@ -272,9 +298,9 @@ void short_row(const D& divergence, Row<S>& row) {
     if (row.wants_metrics()) write_listed_metrics(row);
   }
   if (!row.wants_gradient()) return;
-  reader.for_each_tile(tile, [&](int64_t start, int64_t n, TileMax) {
-    divergence_gradient<false>(divergence, row.stats, row.problem.grad_soft[row.index], start, n,
-                               tile);
+  const double weight = by_stored_logit(row.problem, row.problem.grad_soft[row.index]);
+  reader.for_each_tile(tile, [&](int64_t start, int64_t n, TilePair) {
+    divergence_gradient<false>(divergence, row.stats, weight, start, n, tile);
     memcpy(listed.gradient + start, tile.gradient, n * sizeof(S));
   });
   const bool has_tail = reader.size > listed.count;

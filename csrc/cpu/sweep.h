@@ -11,7 +11,7 @@
 namespace fastdistill {
 namespace {
 
-struct TileMax {
+struct TilePair {
   double student, teacher;
 };
 
@@ -20,7 +20,7 @@ template <class S>
 struct RowReader {
   int64_t size;
   const void* source;
-  TileMax (*load)(const void* source, int64_t start, int64_t n, Tile<S>& tile);
+  TilePair (*load)(const void* source, int64_t start, int64_t n, Tile<S>& tile);
 
   /// Calls f(n, maxima) for each tile in order.
   template <class F>
@@ -43,47 +43,57 @@ struct Normalizer {
 template <>
 FD_INLINE Normalizer<double>::Normalizer(double lse) : high(lse), low(0.0) {}
 
-/// A finite stand-in for the maximum of a tile that holds nothing but -inf.
-FD_INLINE double finite_max(double tile_max) {
-  return tile_max == -__builtin_inf() ? 0.0 : tile_max;
-}
-
 /// Loops over the vectors of a tile.
 template <class S, class F>
 FD_INLINE void for_each_vector(int64_t n, F f) {
   for (int64_t i = 0; i < n; i += Arithmetic<S>::kWidth) f(i);
 }
 
-/// Accumulates exp(x + offset) of n elements x whose maximum is given.
+/// sum exp(x - level) of n elements.
 template <class S>
-FD_INLINE void push_tile(OnlineSoftmax& state, const S* x, int64_t n, double x_max,
-                         double offset = 0.0) {
+FD_INLINE double sum_exps(const S* x, int64_t n, double level) {
   using A = Arithmetic<S>;
   using V = typename A::Value;
-  const V shift(finite_max(x_max));
+  const V shift(level);
   V sum(0.0);
   for_each_vector<S>(n, [&](int64_t i) { sum = sum + exp(A::load_from(x + i) - shift); });
-  state.push(x_max + offset, sum_lanes(sum));
+  return sum_lanes(sum);
+}
+
+/// The same, with the exps stored.
+template <class S>
+FD_INLINE double sum_and_keep_exps(const S* x, int64_t n, double level, S* exps) {
+  using A = Arithmetic<S>;
+  using V = typename A::Value;
+  const V shift(level);
+  V sum(0.0);
+  for_each_vector<S>(n, [&](int64_t i) {
+    const V e = exp(A::load_from(x + i) - shift);
+    store(exps + i, e);
+    sum = sum + e;
+  });
+  return sum_lanes(sum);
 }
 
 /// Accumulates exp(a x_t + b x_s), taken from the maxima of the tile so that the level of the
 /// logits costs no digits, and built in the tile's third buffer.
 template <class S>
-void push_power(OnlineSoftmax& state, Power power, TileMax tile_max, int64_t n, Tile<S>& tile) {
+void push_power(OnlineSoftmax& state, Power power, TilePair tile_max, int64_t n, Tile<S>& tile) {
   using A = Arithmetic<S>;
   using V = typename A::Value;
-  const V teacher_max(tile_max.teacher), student_max(tile_max.student);
+  const TilePair own{level_of(tile_max.student), level_of(tile_max.teacher)};
+  const V teacher_level(own.teacher), student_level(own.student);
   V largest(-__builtin_inf());
   for_each_vector<S>(n, [&](int64_t i) {
-    const V x = log_power(power, A::load_from(tile.teacher + i) - teacher_max,
-                          A::load_from(tile.student + i) - student_max);
+    const V x = log_power(power, A::load_from(tile.teacher + i) - teacher_level,
+                          A::load_from(tile.student + i) - student_level);
     store(tile.gradient + i, x);
     largest = max(largest, x);
   });
   const double x_max = max_lanes(largest);
   if (x_max == __builtin_inf()) return state.push(x_max, 1.0);  // p > 0 = q at a negative power
-  const double level = power.teacher * tile_max.teacher + power.student * tile_max.student;
-  push_tile(state, tile.gradient, n, x_max, level);
+  const double level = power.teacher * own.teacher + power.student * own.student;
+  state.push(x_max + level, sum_exps(tile.gradient, n, level_of(x_max)));
 }
 
 /// Accumulates the hard-label softmax, which is taken at T = 1: x T are its logits.
@@ -92,12 +102,13 @@ void push_hard(OnlineSoftmax& state, const Tile<S>& tile, int64_t n, double tile
                double temperature) {
   using A = Arithmetic<S>;
   using V = typename A::Value;
-  const V t(temperature), shift(finite_max(tile_max) * temperature);
+  // The level is a number of S, so that the exps are taken from it exactly.
+  const V t(temperature), shift(state.raise(static_cast<S>(tile_max * temperature)));
   V sum(0.0);
   for_each_vector<S>(n, [&](int64_t i) {
     sum = sum + exp(A::load_from(tile.student + i) * t - shift);
   });
-  state.push(tile_max * temperature, sum_lanes(sum));
+  state.add(sum_lanes(sum));
 }
 
 /// Adds the gradient of cross entropy by x: T (softmax(x T) - onehot(label)).

@@ -23,8 +23,6 @@ struct Listed {
   double log_p_unlisted;  // of each unlisted token (kZero, kUniform)
 };
 
-FD_INLINE int64_t tiles_of(int64_t vocab) { return (vocab + kTile - 1) / kTile; }
-
 /// Collects the slots of `row` by a counting sort over tiles.
 template <class S>
 void collect_listed(const RowProblem& problem, int64_t row, Listed<S>& listed) {
@@ -103,7 +101,7 @@ FD_INLINE double copy_into_tile(const S* from, int64_t n, S* to) {
 
 /// Loads a tile of the short row.
 template <class S>
-TileMax load_listed(const void* source, int64_t start, int64_t n, Tile<S>& tile) {
+TilePair load_listed(const void* source, int64_t start, int64_t n, Tile<S>& tile) {
   const auto& listed = *static_cast<const Listed<S>*>(source);
   const double student = copy_into_tile(listed.x + start, n, tile.student);
   const double teacher = copy_into_tile(listed.log_p + start, n, tile.teacher);
@@ -116,7 +114,8 @@ double lse_of(const S* x, int64_t size, S* buffer) {
   OnlineSoftmax state;
   for (int64_t start = 0; start < size; start += kTile) {
     const int64_t n = size - start < kTile ? size - start : kTile;
-    push_tile(state, buffer, n, copy_into_tile(x + start, n, buffer));
+    const double level = state.raise(copy_into_tile(x + start, n, buffer));
+    state.add(sum_exps(buffer, n, level));
   }
   return state.lse();
 }
