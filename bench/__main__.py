@@ -47,7 +47,9 @@ def speed(arguments: argparse.Namespace) -> None:
     limits = Limits(arguments.budget, arguments.longest_run)
     machine = measure_machine()
     facts = report.header() | machine.describe()
-    facts["timing"] = f"providers take turns, at most {limits.budget:g} s or 25 runs each"
+    facts["timing"] = (
+        f"turns of two runs, the second counts; at most {limits.budget:g} s or 25 turns each"
+    )
     print("\n".join(f"{name:<28}{value}" for name, value in facts.items()), flush=True)
     path = report.default_csv() if arguments.output == Path() else arguments.output
     rows, start = [], time.perf_counter()

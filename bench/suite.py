@@ -21,7 +21,7 @@ from .report import Row
 class Limits:
     """How much time may be spent, in seconds."""
 
-    budget: float = 4.0  # on the timed runs of one provider and case, times Case.patience
+    budget: float = 3.0  # on the timed runs of one provider and case, times Case.patience
     longest_run: float = 30.0  # predicted; a provider that takes longer is left out
     memory: float = 100.0  # on one measurement of memory
 
