@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from .document import ROOT, replace_block
 from .report import read_csv
 
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 _RIVALS = {"torch eager": "torch eager", "torch.compile": "torch compile"}
 
 
@@ -53,8 +52,6 @@ def table(path: Path) -> str:
     return "\n".join(lines)
 
 
-def update(path: Path, readme: Path = README) -> None:
-    """Replace the block between the two marks."""
-    head, _, rest = readme.read_text().partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    readme.write_text(f"{head}{BEGIN}\n{table(path)}\n{END}{tail}")
+def update(path: Path) -> None:
+    """Write the table into the README."""
+    replace_block(ROOT / "README.md", "bench", table(path))
