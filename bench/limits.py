@@ -24,12 +24,12 @@ from .provider import Provider, Result, Runner
 def head_dtype(case: Case) -> torch.dtype:
     """The dtype in which fastdistill multiplies the head of a linear case on this machine."""
     weight = torch.empty(0, dtype=case.dtype)
-    return choose_precision(weight, HeadDtypes(None, None)).gemm
+    return choose_precision(weight, HeadDtypes(None, None)).operand
 
 
 def our_chunk(case: Case) -> int:
     """The rows per chunk that fastdistill chooses for a linear case."""
-    return chunk_rows(case.rows, case.vocab, 2, head_dtype(case).itemsize)
+    return chunk_rows(case.rows, case.vocab, 2, head_dtype(case), torch.device("cpu"))
 
 
 def _build_gemms(case: Case, inputs: Inputs, *, in_chunks: bool, native: bool) -> Runner:

@@ -3,10 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
+#include <optional>
 #include <stdexcept>
 
 #include "cpu/isa.h"
+#include "cuda/backend.h"
 #include "dispatch.h"
 
 namespace py = pybind11;
@@ -29,6 +30,7 @@ void check_logits(const Logits& logits, int64_t width, int64_t rows, const char*
           message);
 }
 
+/// Everything but what only the data can tell: the ids and the labels.
 void check(const RowProblem& p, int divergence, const std::vector<double>& parameters) {
   require(0 <= divergence && divergence < static_cast<int>(divergences().size()),
           "divergence index out of range");
@@ -46,7 +48,6 @@ void check(const RowProblem& p, int divergence, const std::vector<double>& param
     require(p.top_k.tail_log_prob != nullptr || p.top_k.tail == Tail::kRenormalize ||
                 p.top_k.tail == Tail::kZero,
             "top-k: this tail needs tail_log_prob");
-    require(!find_bad_id(p.top_k, p.rows, p.vocab).found(), "top-k: id out of range or repeated");
   }
   if (p.mode != Mode::kBackward) {
     require(p.soft != nullptr && (p.labels == nullptr || p.hard != nullptr),
@@ -62,6 +63,11 @@ void check(const RowProblem& p, int divergence, const std::vector<double>& param
     require(p.grad_soft != nullptr && (p.labels == nullptr || p.grad_hard != nullptr),
             "upstream gradients: null pointer");
   }
+}
+
+void check_data(const RowProblem& p) {
+  require(p.top_k.k == 0 || !find_bad_id(p.top_k, p.rows, p.vocab).found(),
+          "top-k: id out of range or repeated");
   for (int64_t row = 0; p.labels != nullptr && row < p.rows; ++row) {
     const bool counted = p.counted == nullptr || p.counted[row];
     require(!counted || (0 <= p.labels[row] && p.labels[row] < p.vocab), "label out of range");
@@ -110,7 +116,8 @@ void run_problem(Mode mode, int divergence, const std::vector<double>& parameter
                  int64_t vocab, double temperature, const Logits& student, const Logits* teacher,
                  const TopK* top_k, uintptr_t labels, uintptr_t counted, uintptr_t soft,
                  uintptr_t hard, uintptr_t stats, uintptr_t metrics, uintptr_t grad_soft,
-                 uintptr_t grad_hard, const Logits* gradient, int64_t gradient_width, int threads) {
+                 uintptr_t grad_hard, const Logits* gradient, int64_t gradient_width, int threads,
+                 std::optional<uintptr_t> stream) {
   RowProblem p;
   p.mode = mode;
   p.rows = rows;
@@ -131,8 +138,13 @@ void run_problem(Mode mode, int divergence, const std::vector<double>& parameter
   p.gradient_width = gradient_width;
   p.parameters = parameters.data();
   check(p, divergence, parameters);
+  if (!stream.has_value()) check_data(p);
   const py::gil_scoped_release release;
-  run(p, divergence, threads);
+  if (stream.has_value()) {
+    run_on_cuda(p, divergence, pointer<void>(*stream));
+  } else {
+    run(p, divergence, threads);
+  }
 }
 
 py::object bad_id(const TopK& top_k, int64_t rows, int64_t vocab) {
@@ -152,14 +164,16 @@ std::vector<std::pair<std::string, int>> list_divergences() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Row kernels of fastdistill.";
   bind_structs(m);
-  m.def("run", &run_problem, py::kw_only(), py::arg("mode"), py::arg("divergence"),
-        py::arg("parameters"), py::arg("rows"), py::arg("vocab"), py::arg("temperature"),
-        py::arg("student"), py::arg("teacher") = py::none(), py::arg("top_k") = py::none(),
-        py::arg("labels") = 0, py::arg("counted") = 0, py::arg("soft") = 0, py::arg("hard") = 0,
-        py::arg("stats") = 0, py::arg("metrics") = 0, py::arg("grad_soft") = 0,
-        py::arg("grad_hard") = 0, py::arg("gradient") = py::none(), py::arg("gradient_width") = 0,
-        py::arg("threads") = 1,
-        "Runs the rows of one problem; addresses are integers, 0 for absent.");
+  m.def(
+      "run", &run_problem, py::kw_only(), py::arg("mode"), py::arg("divergence"),
+      py::arg("parameters"), py::arg("rows"), py::arg("vocab"), py::arg("temperature"),
+      py::arg("student"), py::arg("teacher") = py::none(), py::arg("top_k") = py::none(),
+      py::arg("labels") = 0, py::arg("counted") = 0, py::arg("soft") = 0, py::arg("hard") = 0,
+      py::arg("stats") = 0, py::arg("metrics") = 0, py::arg("grad_soft") = 0,
+      py::arg("grad_hard") = 0, py::arg("gradient") = py::none(), py::arg("gradient_width") = 0,
+      py::arg("threads") = 1, py::arg("stream") = py::none(),
+      "Runs the rows of one problem; addresses are integers, 0 for absent. With a stream they are\n"
+      "on the current CUDA device, ids and labels are not checked, and the call does not wait.");
   m.def("bad_id", &bad_id, py::arg("top_k"), py::arg("rows"), py::arg("vocab"),
         "(row, slot, id) of the first id out of range or repeated in its row, or None.");
   m.def("advise_huge_pages",
@@ -178,6 +192,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("ROW_STATS") = kRowStats;
   m.attr("ROW_METRICS") = kRowMetrics;
   m.attr("COMPILER") = FD_COMPILER;
+  m.attr("CUDA") = cuda_description();  // empty without a CUDA backend
   m.attr("VERSION") = FD_VERSION;
 }
 

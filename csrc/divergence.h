@@ -181,15 +181,16 @@ struct SymmetricKL : Separable {
 /// b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q.
 struct JensenShannon : Separable {
   static constexpr int kParameters = 1;
-  double beta;
-  FD_INLINE explicit JensenShannon(const double* parameters) : beta(parameters[0]) {}
+  double beta, log_rest;
+  FD_INLINE explicit JensenShannon(const double* parameters)
+      : beta(parameters[0]), log_rest(log(1.0 - beta)) {}
 
   template <class V>
   FD_INLINE Term<V> operator()(const Token<V>& t) const {
     const V b(beta), c(1.0 - beta);
     const V m = above_zero(b * t.p + c * t.q), log_m = log(m), r = t.log_q - log_m;
     return {b * excess(t.p, m, t.log_p - log_m) + c * excess(t.q, m, r),
-            c * weighted(t.q, r + V(log(1.0 - beta)))};
+            c * weighted(t.q, r + V(log_rest))};
   }
 };
 
@@ -211,15 +212,16 @@ struct SkewForwardKL : Separable {
 /// KL(q || m), m = a q + (1 - a) p.
 struct SkewReverseKL : Separable {
   static constexpr int kParameters = 1;
-  double alpha;
-  FD_INLINE explicit SkewReverseKL(const double* parameters) : alpha(parameters[0]) {}
+  double alpha, log_alpha;
+  FD_INLINE explicit SkewReverseKL(const double* parameters)
+      : alpha(parameters[0]), log_alpha(log(alpha)) {}
   FD_INLINE double balance() const { return alpha - 1.0; }
 
   template <class V>
   FD_INLINE Term<V> operator()(const Token<V>& t) const {
     const V a(alpha), c(1.0 - alpha);
     const V m = above_zero(a * t.q + c * t.p), r = t.log_q - log(m);
-    return {excess(t.q, m, r), weighted(t.q, r + V(log(alpha) + 1.0)) - a * t.q * t.q / m};
+    return {excess(t.q, m, r), weighted(t.q, r + V(log_alpha + 1.0)) - a * t.q * t.q / m};
   }
 };
 
@@ -351,6 +353,12 @@ FD_INLINE Observed<V> observe(const Token<V>& t) {
 
 template <class D>
 inline constexpr bool kHasOneSweep = (D::kMoments != 0) || (D::kPowers != 0);
+
+/// One sweep leaves an absolute error of some 1e-7 (1 + |lse gap|); a value under 1e-2 times that
+/// is therefore summed again in the normalised form, whose error is relative.
+FD_INLINE bool sum_again(double value, double lse_gap) {
+  return value < 1e-2 * (1.0 + abs(lse_gap));
+}
 
 /// The derivative r of one token; `log_sum` is log sum exp(e), used by kLogSum alone.
 template <class D, class V>

@@ -138,12 +138,45 @@ FD_INLINE V tanh(V x) {
 
 }  // namespace detail
 
+#if defined(__CUDA_ARCH__)
+FD_INLINE float exp(float x) { return ::expf(x); }
+FD_INLINE float log(float x) { return ::logf(x); }
+FD_INLINE float tanh(float x) { return ::tanhf(x); }
+FD_INLINE double exp(double x) { return ::exp(x); }
+FD_INLINE double log(double x) { return ::log(x); }
+FD_INLINE double tanh(double x) { return ::tanh(x); }
+FD_INLINE double log1p(double x) { return ::log1p(x); }
+#else
 FD_INLINE float exp(float x) { return detail::exp(x); }
 FD_INLINE float log(float x) { return detail::log(x); }
 FD_INLINE float tanh(float x) { return detail::tanh(x); }
-
 FD_INLINE double exp(double x) { return __builtin_exp(x); }
 FD_INLINE double log(double x) { return __builtin_log(x); }
 FD_INLINE double tanh(double x) { return __builtin_tanh(x); }
+FD_INLINE double log1p(double x) { return __builtin_log1p(x); }
+#endif
+
+/// x as a rounded value: keeps the compiler from fusing the product that made it into the next sum,
+/// where equal operands would then no longer have a difference of zero.
+FD_INLINE float rounded(float x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+f"(x));
+#elif defined(__x86_64__)
+  __asm__("" : "+x"(x));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(x));
+#endif
+  return x;
+}
+FD_INLINE double rounded(double x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+d"(x));
+#elif defined(__x86_64__)
+  __asm__("" : "+x"(x));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(x));
+#endif
+  return x;
+}
 
 }  // namespace fastdistill

@@ -8,7 +8,7 @@ from cases import CLASSES, TEACHERS, double, error, make_teacher, randn, run, tr
 from torch.nn import functional as F
 
 import fastdistill as fd
-from fastdistill import _head, reference
+from fastdistill import _autograd, _head, _ops, reference
 
 ROWS, WIDTH, VOCAB = 11, 13, 33
 PER_TOKEN = ("logits", "hidden", "ids", "log_probs", "weights")  # fields of the teachers
@@ -248,3 +248,22 @@ def test_upstream_gradient_of_a_reduced_loss_scales_all_gradients():
     _, *once = linear(inputs, teacher)
     _, *scaled = linear(inputs, teacher, upstream=torch.tensor(-2.5))
     same(scaled, [-2.5 * gradient for gradient in once])
+
+
+# ---- a host that does not wait for the device ----------------------------------------------------
+
+
+def test_rows_are_the_same_where_the_host_may_not_look_at_the_mask(monkeypatch):
+    """On CUDA every row is walked over and the kernels leave out those that do not count."""
+    hidden, weight = randn(6, 5, seed=1), randn(11, 5, seed=2)
+    teacher = fd.TeacherHead(randn(6, 7, seed=3), randn(11, 7, seed=4))
+    mask = torch.tensor([True, False, True, True, False, True])
+    hidden[1] = torch.nan
+    config = {"mask": mask, "chunk_size": 4}
+    inputs = {"student_hidden": hidden, "student_weight": weight}
+    expected = run(fd.linear_distillation_loss, inputs, teacher, **config)
+    for module in (_ops, _autograd):
+        monkeypatch.setattr(module, "host_sees_data", lambda _: False)
+    found = run(fd.linear_distillation_loss, inputs, teacher, **config)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

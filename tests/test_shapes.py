@@ -1,5 +1,6 @@
 """Tensors of any shape and layout; no rows, no counted rows, one token, rows far apart."""
 
+import itertools
 import math
 import mmap
 from dataclasses import replace
@@ -297,5 +298,6 @@ def test_a_teacher_of_one_row_for_all_is_not_copied():
 
 @pytest.mark.parametrize("vocab_", [1, 49152, 151936, 2**27, 2**31])
 def test_chunks_have_at_least_one_row_and_no_more_than_there_are(vocab_):
-    for count in (1, 15, 4096):
-        assert 1 <= _rows.chunk_rows(count, vocab_, 2, 4) <= count
+    for device, count in itertools.product(("cpu", "cuda"), (1, 15, 4096)):
+        chunk = _rows.chunk_rows(count, vocab_, 2, torch.float32, torch.device(device))
+        assert 1 <= chunk <= count

@@ -64,7 +64,7 @@ Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row, doub
                               const KeptExps<S>& keep) {
   using A = Arithmetic<S>;
   using V = typename A::Value;
-  OnlineSoftmax student, teacher, hard, powers[3];
+  OnlineSoftmax<double> student, teacher, hard, powers[3];
   row.for_each_tile(tile, [&](int64_t start, int64_t n, TilePair tile_max) {
     const TilePair level{student.raise(tile_max.student), teacher.raise(tile_max.teacher)};
     const V student_level(level.student), teacher_level(level.teacher);
@@ -127,7 +127,7 @@ Sums<double> sweep_sums(const D& divergence, const RowReader<S>& row, Tile<S>& t
                         RowStats& stats, const KeptExps<S>& kept = {}) {
   using V = typename Arithmetic<S>::Value;
   Sums<double> sums{0.0, 0.0};
-  OnlineSoftmax state;
+  OnlineSoftmax<double> state;
   row.for_each_tile(tile, [&](int64_t start, int64_t n, TilePair) {
     const TileTokens<kKept, S> tokens(tile, stats, kept, start);
     V value(0.0), slope(0.0);
@@ -160,10 +160,6 @@ Sums<double> sweep_sums(const D& divergence, const RowReader<S>& row, Tile<S>& t
   return sums;
 }
 
-/// One sweep leaves an absolute error of some 1e-7 (1 + |lse gap|); a value under this many times
-/// (1 + |lse gap|) is therefore summed again in the normalised form, whose error is relative.
-constexpr double kSumAgainBelow = 1e-2;
-
 /// The value of D of a row of logits, in one sweep where D allows it; fills stats, and the kept
 /// exps where there is room for them.
 template <class D, class S>
@@ -179,9 +175,9 @@ double measure(const D& divergence, const RowReader<S>& row, double temperature,
   if constexpr (kHasOneSweep<D>) {
     sums = divergence.one_sweep(moments);
     stats.log_sum = moments.log_power[0];
-    if (sums.value < kSumAgainBelow * (1.0 + abs(moments.lse_gap))) {
+    if (sum_again(sums.value, moments.lse_gap)) {
       if constexpr (D::kLogSum) {
-        sums.value = divergence.factor() * __builtin_log1p(sum_up(divergence.near_one()).value);
+        sums.value = divergence.factor() * log1p(sum_up(divergence.near_one()).value);
       } else {
         sums = sum_up(divergence);
       }

@@ -56,7 +56,7 @@ RowMetrics sweep_listed_metrics(const RowProblem& problem, int64_t row, const Li
                                 Tile<S>& tile) {
   using A = Arithmetic<S>;
   using V = typename A::Value;
-  OnlineSoftmax state;  // with the moment E_q[x]
+  OnlineSoftmax<double> state;  // with the moment E_q[x]
   for (int64_t start = 0; start < problem.vocab; start += kTile) {
     const int64_t n = problem.vocab - start < kTile ? problem.vocab - start : kTile;
     const double tile_max =

@@ -153,7 +153,7 @@ double sweep_student(Row<S>& row, bool with_hard, bool take) {
   const RowProblem& problem = row.problem;
   Tile<S>& tile = row.work.tile;
   const KeptExps<S>& kept = row.work.kept;
-  OnlineSoftmax soft, hard;
+  OnlineSoftmax<double> soft, hard;
   for (int64_t start = 0; start < problem.vocab; start += kTile) {
     const int64_t n = problem.vocab - start < kTile ? problem.vocab - start : kTile;
     double tile_max =

@@ -32,17 +32,6 @@ struct RowReader {
   }
 };
 
-/// Subtracts a log-sum-exp in two parts, so that its own rounding does not shift the row.
-template <class V>
-struct Normalizer {
-  V high, low;
-  FD_INLINE explicit Normalizer(double lse)
-      : high(lse), low(lse - static_cast<double>(static_cast<float>(lse))) {}
-  FD_INLINE V operator()(V x) const { return (x - high) - low; }
-};
-template <>
-FD_INLINE Normalizer<double>::Normalizer(double lse) : high(lse), low(0.0) {}
-
 /// Loops over the vectors of a tile.
 template <class S, class F>
 FD_INLINE void for_each_vector(int64_t n, F f) {
@@ -78,7 +67,8 @@ FD_INLINE double sum_and_keep_exps(const S* x, int64_t n, double level, S* exps)
 /// Accumulates exp(a x_t + b x_s), taken from the maxima of the tile so that the level of the
 /// logits costs no digits, and built in the tile's third buffer.
 template <class S>
-void push_power(OnlineSoftmax& state, Power power, TilePair tile_max, int64_t n, Tile<S>& tile) {
+void push_power(OnlineSoftmax<double>& state, Power power, TilePair tile_max, int64_t n,
+                Tile<S>& tile) {
   using A = Arithmetic<S>;
   using V = typename A::Value;
   const TilePair own{level_of(tile_max.student), level_of(tile_max.teacher)};
@@ -98,7 +88,7 @@ void push_power(OnlineSoftmax& state, Power power, TilePair tile_max, int64_t n,
 
 /// Accumulates the hard-label softmax, which is taken at T = 1: x T are its logits.
 template <class S>
-void push_hard(OnlineSoftmax& state, const Tile<S>& tile, int64_t n, double tile_max,
+void push_hard(OnlineSoftmax<double>& state, const Tile<S>& tile, int64_t n, double tile_max,
                double temperature) {
   using A = Arithmetic<S>;
   using V = typename A::Value;

@@ -111,7 +111,7 @@ TilePair load_listed(const void* source, int64_t start, int64_t n, Tile<S>& tile
 /// Log-sum-exp of a short array, with one tile as buffer.
 template <class S>
 double lse_of(const S* x, int64_t size, S* buffer) {
-  OnlineSoftmax state;
+  OnlineSoftmax<double> state;
   for (int64_t start = 0; start < size; start += kTile) {
     const int64_t n = size - start < kTile ? size - start : kTile;
     const double level = state.raise(copy_into_tile(x + start, n, buffer));

@@ -83,6 +83,7 @@ using ::fastdistill::abs;
 using ::fastdistill::exp;
 using ::fastdistill::log;
 using ::fastdistill::max;
+using ::fastdistill::rounded;
 using ::fastdistill::select;
 using ::fastdistill::tanh;
 
@@ -133,21 +134,12 @@ FD_INLINE Vec exp(Vec x) { return detail::exp(x); }
 FD_INLINE Vec log(Vec x) { return detail::log(x); }
 FD_INLINE Vec tanh(Vec x) { return detail::tanh(x); }
 
-/// x as a rounded value: keeps the compiler from fusing the product that made it into the next sum,
-/// where equal operands would then no longer have a difference of zero.
+/// As for float: see scalar_math.h.
 FD_INLINE Vec rounded(Vec x) {
 #if defined(__x86_64__)
   __asm__("" : "+x"(x.lanes));
 #elif defined(__aarch64__)
   __asm__("" : "+w"(x.lanes));
-#endif
-  return x;
-}
-FD_INLINE double rounded(double x) {
-#if defined(__x86_64__)
-  __asm__("" : "+x"(x));
-#elif defined(__aarch64__)
-  __asm__("" : "+w"(x));
 #endif
   return x;
 }

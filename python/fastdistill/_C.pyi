@@ -3,6 +3,7 @@ from collections.abc import Sequence
 ROW_STATS: int
 ROW_METRICS: int
 COMPILER: str
+CUDA: str
 VERSION: str
 
 class DType:
@@ -67,6 +68,7 @@ def run(
     gradient: Logits | None = ...,
     gradient_width: int = ...,
     threads: int = ...,
+    stream: int | None = ...,
 ) -> None: ...
 def bad_id(top_k: TopK, rows: int, vocab: int) -> tuple[int, int, int] | None: ...
 def advise_huge_pages(data: int, bytes: int) -> None: ...

@@ -14,8 +14,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _ops  # noqa: F401  (registers the ops)
+from ._rows import host_sees_data
 
 _fd = torch.ops.fastdistill
+
+_ROWS_AT_ONCE = 1024
 
 
 class RowLosses(torch.autograd.Function):
@@ -166,8 +169,15 @@ def _only(wanted: list[bool], *gradients: Tensor) -> list[Tensor | None]:
 
 def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
     """gradient * factor, the factor not rounded to the gradient's dtype."""
-    if torch.compiler.is_compiling() or factor.device.type != "cpu":
-        wide = torch.promote_types(gradient.dtype, torch.float32)
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    if torch.compiler.is_compiling():
         return (gradient.to(wide) * factor.to(wide)).to(gradient.dtype)
-    value = float(factor)
-    return gradient if value == 1.0 else gradient * value
+    if host_sees_data(factor.device):
+        value = float(factor)
+        return gradient if value == 1.0 else gradient * value
+    scaled = torch.empty_like(gradient)
+    for part, result in zip(
+        gradient.split(_ROWS_AT_ONCE), scaled.split(_ROWS_AT_ONCE), strict=True
+    ):
+        result.copy_(part.to(wide) * factor.to(wide))
+    return scaled

@@ -32,24 +32,34 @@ class Precision(NamedTuple):
     """The dtypes of a head's GEMMs."""
 
     compute: torch.dtype  # operands are rounded to it: what F.linear would use
-    gemm: torch.dtype  # operands are multiplied, and logits stored, in it
+    operand: torch.dtype  # operands are multiplied in it
+    logits: torch.dtype  # results are stored in it
 
 
 def choose_precision(weight: Tensor, dtypes: HeadDtypes) -> Precision:
     """The precision of a head whose weight is given."""
-    compute = weight.dtype
-    if compute == torch.float64:
-        return Precision(compute, compute)
-    compute = dtypes.autocast or compute
-    wide = dtypes.logits == torch.float32 or not _half_gemm_in_hardware(compute, weight.device)
-    return Precision(compute, torch.float32 if wide else compute)
+    compute = dtypes.autocast or weight.dtype
+    if weight.dtype == torch.float64 or compute == torch.float32:
+        compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        return Precision(compute, compute, compute)
+    operand = compute if _half_gemm_in_hardware(compute, weight.device) else torch.float32
+    if dtypes.logits != torch.float32:
+        return Precision(compute, operand, operand)
+    if not _keeps_accumulator(weight.device):
+        operand = torch.float32
+    return Precision(compute, operand, torch.float32)
 
 
 def _half_gemm_in_hardware(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether GEMMs of a dtype are worth doing in it; float16 would lose small gradients, too."""
-    if device.type != "cpu" or dtype == torch.float32:
-        return True
-    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether GEMMs of a half precision are worth doing in it; float16 loses small gradients."""
+    if dtype == torch.float16:
+        return False
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _keeps_accumulator(device: torch.device) -> bool:
+    """Whether a GEMM of half-precision operands can store its float32 sums unrounded."""
+    return device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype_out")
 
 
 def gradient_dtype(parameter: torch.dtype) -> torch.dtype:
@@ -67,16 +77,20 @@ class Head:
         self.vocab = vocab
         self.precision = precision
         self.bias = None if bias is None else self.operand(bias[:vocab])
-        if weight.dtype != precision.gemm and precision.gemm == precision.compute:
-            self.weight = self.weight.to(precision.gemm)  # once, as F.linear under autocast does
+        if weight.dtype != precision.operand and precision.operand == precision.compute:
+            self.weight = self.weight.to(precision.operand)  # once, as F.linear under autocast does
 
     def operand(self, tensor: Tensor) -> Tensor:
-        """Rounded to the compute dtype, in the dtype of the GEMMs."""
-        return tensor.to(self.precision.compute).to(self.precision.gemm)
+        """Rounded to the compute dtype, in the dtype of the operands."""
+        return tensor.to(self.precision.compute).to(self.precision.operand)
+
+    def gradient_operand(self, grad_logits: Tensor) -> Tensor:
+        """A gradient by logits as an operand of the GEMMs of the gradients."""
+        return grad_logits.to(self.precision.operand)
 
     def _panels(self) -> Iterator[tuple[slice, Tensor]]:
-        """The weight in the dtype of the GEMMs: whole if it has it, else piece by piece."""
-        if self.weight.dtype == self.precision.gemm == self.precision.compute:
+        """The weight in the dtype of the operands: whole if it has it, else piece by piece."""
+        if self.weight.dtype == self.precision.operand == self.precision.compute:
             yield slice(0, self.vocab), self.weight
             return
         width = max(1, _PANEL_BYTES // (4 * self.weight.shape[1]))
@@ -87,7 +101,11 @@ class Head:
     def logits(self, hidden: Tensor, out: Tensor) -> None:
         """out (C, vocab) = logits of hidden (C, D)."""
         for panel, weight in self._panels():
-            if self.bias is None:
+            if out.dtype != hidden.dtype:
+                torch.mm(hidden, weight.t(), out_dtype=out.dtype, out=out[:, panel])
+                if self.bias is not None:
+                    out[:, panel] += self.bias[panel]
+            elif self.bias is None:
                 torch.mm(hidden, weight.t(), out=out[:, panel])
             else:
                 torch.addmm(self.bias[panel], hidden, weight.t(), out=out[:, panel])
@@ -108,22 +126,26 @@ class WeightGradient:
     """Sum over chunks of grad_logits.T @ hidden, accumulated in float32 (float64 for float64)."""
 
     def __init__(self, weight: Tensor, vocab: int, precision: Precision) -> None:
-        wide = torch.float64 if precision.gemm == torch.float64 else torch.float32
+        wide = torch.float64 if precision.operand == torch.float64 else torch.float32
         self._dtype, self._vocab = gradient_dtype(weight.dtype), vocab
         self._sum = fresh(weight, *weight.shape, dtype=wide).zero_()
-        self._narrow = (
-            None
-            if precision.gemm == wide
-            else fresh(weight, vocab, weight.shape[1], dtype=precision.gemm)
-        )
+        self._chunk: Tensor | None = None
+        if precision.operand != wide:
+            product = wide if _keeps_accumulator(weight.device) else precision.operand
+            self._chunk = fresh(weight, vocab, weight.shape[1], dtype=product)
 
     def add(self, grad_logits: Tensor, hidden: Tensor) -> None:
         real = self._sum[: self._vocab]
-        if self._narrow is None:
+        if self._chunk is None:
             real.addmm_(grad_logits.t(), hidden)
+        elif self._chunk.dtype == hidden.dtype:
+            real.add_(torch.mm(grad_logits.t(), hidden, out=self._chunk))
         else:
-            real.add_(torch.mm(grad_logits.t(), hidden, out=self._narrow))
+            product = torch.mm(
+                grad_logits.t(), hidden, out_dtype=self._chunk.dtype, out=self._chunk
+            )
+            real.add_(product)
 
     def result(self) -> Tensor:
-        self._narrow = None
+        self._chunk = None
         return self._sum.to(self._dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ._head import Head, WeightGradient, gradient_dtype
 from ._native import RowSpec, Values, fresh, run_rows
-from ._rows import TeacherRows, part, take_rows
+from ._rows import Rows, TeacherRows, count_of, part, take_rows
 
 
 class HeadGradients:
@@ -25,8 +26,9 @@ class HeadGradients:
         self._bias = weight.new_zeros(weight.shape[0], dtype=wide) if wanted[2] else None
         self.any = any(wanted)
 
-    def add(self, rows: Tensor, hidden: Tensor, grad_logits: Tensor) -> None:
+    def add(self, rows: Rows, hidden: Tensor, grad_logits: Tensor) -> None:
         """Add what a chunk contributes: its rows, hidden states (C, D), gradient (C, vocab)."""
+        grad_logits = self._head.gradient_operand(grad_logits)
         if self._hidden is not None:
             self._hidden[rows] = self._head.grad_hidden(grad_logits).to(self._hidden.dtype)
         if self._weight is not None:
@@ -47,31 +49,36 @@ class HeadGradients:
 
 @dataclass(frozen=True)
 class ChunkLoop:
-    """Walks over the counted rows and fills ``values`` and ``gradients``."""
+    """Walks over chunks of rows and fills ``values`` and ``gradients``."""
 
     hidden: Tensor
     head: Head
     teacher: TeacherRows
     spec: RowSpec
     labels: Tensor | None
+    counted: Tensor | None
+    """Where the chunks have rows that do not count."""
     values: Values
     upstream: tuple[Tensor, Tensor] | None
     """d loss / d soft and d loss / d hard of each row, where gradients are wanted."""
     gradients: HeadGradients
 
-    def run(self, index: Tensor, chunk: int) -> None:
-        if not index.numel():
+    def run(self, chunks: Sequence[Rows]) -> None:
+        if not chunks:
             return
-        dtype = self.head.precision.gemm
-        buffer = fresh(self.hidden, min(chunk, index.numel()), self.head.vocab, dtype=dtype)
-        for rows in torch.split(index, chunk):
-            self._run_chunk(rows, buffer[: rows.numel()])
+        dtype, size = self.head.precision.logits, max(map(count_of, chunks))
+        buffer = fresh(self.hidden, size, self.head.vocab, dtype=dtype)
+        for rows in chunks:
+            self._run_chunk(rows, buffer[: count_of(rows)])
 
-    def _run_chunk(self, rows: Tensor, logits: Tensor) -> None:
+    def _run_chunk(self, rows: Rows, logits: Tensor) -> None:
         """``logits`` is scratch: it holds the chunk's logits, then their gradient."""
         hidden = self.head.operand(take_rows(self.hidden, rows))
+        if self.counted is not None:  # a NaN there must not reach the gradient by the weight
+            hidden = torch.where(self.counted[rows].unsqueeze(-1), hidden, 0.0)
         self.head.logits(hidden, logits)
-        values = Values.zeros(rows.numel(), self.values.metrics.shape[1] > 0)
+        with_metrics = self.values.metrics.shape[1] > 0
+        values = Values.zeros(count_of(rows), with_metrics, logits.device)
         fused = self.upstream is not None
         grad_soft, grad_hard = self.upstream if self.upstream is not None else (None, None)
         run_rows(
@@ -80,6 +87,7 @@ class ChunkLoop:
             logits,
             self.teacher.rows(rows),
             labels=part(self.labels, rows),
+            counted=part(self.counted, rows),
             values=values,
             grad_soft=part(grad_soft, rows),
             grad_hard=part(grad_hard, rows),

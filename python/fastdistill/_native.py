@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -48,9 +50,9 @@ class TopKRows(NamedTuple):
     log_p: Tensor  # (N, K) float32, or float64 for a float64 student
     tail_log_prob: Tensor | None  # (N,) float64
 
-    def rows(self, index: Tensor) -> TopKRows:
+    def rows(self, rows: slice | Tensor) -> TopKRows:
         tail = self.tail_log_prob
-        return TopKRows(self.ids[index], self.log_p[index], None if tail is None else tail[index])
+        return TopKRows(self.ids[rows], self.log_p[rows], None if tail is None else tail[rows])
 
     def check_ids(self, vocab: int) -> None:
         """Raise ValueError where an id is out of range or repeated in its row."""
@@ -89,9 +91,9 @@ def _logits(rows: Tensor, scale: float = 1.0, softcap: float = 0.0) -> _C.Logits
 
 
 def fresh(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised tensor, behind huge pages where it is big."""
+    """An uninitialised tensor; on the CPU behind huge pages where it is big."""
     tensor = torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
-    if tensor.nbytes >= _HUGE_PAGE_BYTES:
+    if tensor.device.type == "cpu" and tensor.nbytes >= _HUGE_PAGE_BYTES:
         _C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
 
@@ -104,19 +106,37 @@ class Values(NamedTuple):
     metrics: Tensor  # (N, M), M = 0 where they are not wanted
 
     @staticmethod
-    def zeros(rows: int, with_metrics: bool) -> Values:
+    def zeros(rows: int, with_metrics: bool, device: torch.device) -> Values:
         columns = _C.ROW_METRICS if with_metrics else 0
         shapes = ((rows,), (rows,), (rows, columns))
-        return Values(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+        return Values(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def rows(self, index: slice) -> Values:
         """Views of these rows."""
         return Values(self.soft[index], self.hard[index], self.metrics[index])
 
 
-def new_stats(rows: int) -> Tensor:
+def new_stats(rows: int, device: torch.device) -> Tensor:
     """Space for what the backward needs of each row."""
-    return torch.empty(rows, _C.ROW_STATS, dtype=torch.float64)
+    return torch.empty(rows, _C.ROW_STATS, dtype=torch.float64, device=device)
+
+
+@contextlib.contextmanager
+def _current(device: torch.device) -> Iterator[int | None]:
+    """Make a CUDA device the current one; gives the address of its current stream."""
+    if device.type == "cpu":
+        yield None
+        return
+    with torch.cuda.device(device):
+        yield torch.cuda.current_stream().cuda_stream
+
+
+def _in_arithmetic_of(student: Tensor, teacher: Tensor) -> Tensor:
+    """The CUDA kernels take float64 on both sides or on neither."""
+    wide = student.dtype == torch.float64
+    if wide == (teacher.dtype == torch.float64):
+        return teacher
+    return teacher.to(torch.float64 if wide else torch.float32)
 
 
 def run_rows(
@@ -136,7 +156,8 @@ def run_rows(
     """Run the kernels over ``student`` (N, V); every output is written in place.
 
     ``mode`` is "forward" (values, stats), "backward" (stats -> gradient) or "fused" (values and
-    gradient). ``gradient`` may be ``student`` itself.
+    gradient). ``gradient`` may be ``student`` itself. On a CUDA device the kernels are queued on
+    its current stream.
     """
     labels, counted, grad_soft, grad_hard = (
         None if tensor is None else tensor.contiguous()
@@ -144,25 +165,33 @@ def run_rows(
     )
     top_k = teacher if isinstance(teacher, TopKRows) else None
     dense = teacher if isinstance(teacher, Tensor) else None
-    _C.run(
-        mode=getattr(_C.Mode, mode),
-        divergence=_KERNELS[spec.divergence],
-        parameters=spec.parameters,
-        rows=student.shape[0],
-        vocab=spec.vocab,
-        temperature=spec.temperature,
-        student=_logits(student, spec.student_scale, spec.student_softcap),
-        teacher=None if dense is None else _logits(dense, spec.teacher_scale, spec.teacher_softcap),
-        top_k=None if top_k is None else top_k.native(spec.tail, spec.sums_to_one),
-        labels=_pointer(labels),
-        counted=_pointer(counted),
-        soft=0 if values is None else values.soft.data_ptr(),
-        hard=0 if values is None else values.hard.data_ptr(),
-        metrics=0 if values is None or not values.metrics.numel() else values.metrics.data_ptr(),
-        stats=_pointer(stats),
-        grad_soft=_pointer(grad_soft),
-        grad_hard=_pointer(grad_hard),
-        gradient=None if gradient is None else _logits(gradient),
-        gradient_width=0 if gradient is None else gradient.shape[1],
-        threads=torch.get_num_threads(),
-    )
+    if dense is not None and student.is_cuda:
+        dense = _in_arithmetic_of(student, dense)
+    with _current(student.device) as stream:
+        _C.run(
+            mode=getattr(_C.Mode, mode),
+            divergence=_KERNELS[spec.divergence],
+            parameters=spec.parameters,
+            rows=student.shape[0],
+            vocab=spec.vocab,
+            temperature=spec.temperature,
+            student=_logits(student, spec.student_scale, spec.student_softcap),
+            teacher=None
+            if dense is None
+            else _logits(dense, spec.teacher_scale, spec.teacher_softcap),
+            top_k=None if top_k is None else top_k.native(spec.tail, spec.sums_to_one),
+            labels=_pointer(labels),
+            counted=_pointer(counted),
+            soft=0 if values is None else values.soft.data_ptr(),
+            hard=0 if values is None else values.hard.data_ptr(),
+            metrics=0
+            if values is None or not values.metrics.numel()
+            else values.metrics.data_ptr(),
+            stats=_pointer(stats),
+            grad_soft=_pointer(grad_soft),
+            grad_hard=_pointer(grad_hard),
+            gradient=None if gradient is None else _logits(gradient),
+            gradient_width=0 if gradient is None else gradient.shape[1],
+            threads=torch.get_num_threads(),
+            stream=stream,
+        )

@@ -18,7 +18,17 @@ from . import _C
 from ._head import HEAD_SCHEMA, Head, HeadDtypes, choose_precision, gradient_dtype
 from ._linear import ChunkLoop, HeadGradients
 from ._native import SPEC_SCHEMA, RowSpec, Values, fresh, new_stats, run_rows
-from ._rows import TEACHER_SCHEMA, TeacherRows, TeacherTensors, chunk_rows, matched_rows, part
+from ._rows import (
+    TEACHER_SCHEMA,
+    Rows,
+    TeacherRows,
+    TeacherTensors,
+    chunk_rows,
+    count_of,
+    host_sees_data,
+    matched_rows,
+    part,
+)
 
 _LIBRARY = torch.library.Library("fastdistill", "DEF")
 _TEACHER_FIELDS = len(TeacherTensors._fields)
@@ -47,6 +57,7 @@ _LIBRARY.define(
 def _check_data(
     teacher: TeacherTensors, labels: Tensor | None, counted: Tensor | None, vocab: int
 ) -> None:
+    """Raise where an id or a label is out of range. The CUDA kernels answer those with NaN."""
     if teacher.top_k is not None:
         teacher.top_k.check_ids(vocab)
     if labels is None:
@@ -81,10 +92,12 @@ def _rows_forward(student: Tensor, *args: Any) -> tuple[Tensor, ...]:
     teacher = TeacherTensors(*args[:_TEACHER_FIELDS])
     labels, counted, grad_soft, grad_hard, with_metrics, *options = args[_TEACHER_FIELDS:]
     spec, dtypes = _split_options(options)
-    _check_data(teacher, labels, counted, spec.vocab)
+    if host_sees_data(student.device):
+        _check_data(teacher, labels, counted, spec.vocab)
     count = student.shape[:-1].numel()
     fused = grad_soft is not None
-    values, stats = Values.zeros(count, with_metrics), new_stats(0 if fused else count)
+    values = Values.zeros(count, with_metrics, student.device)
+    stats = new_stats(0 if fused else count, student.device)
     gradient = fresh(student, count, student.shape[-1]) if fused else None
     for rows, own, other in matched_rows(student, teacher, spec, dtypes):
         run_rows(
@@ -131,26 +144,44 @@ def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> 
         _TEACHER_FIELDS:
     ]
     spec, dtypes = _split_options(options)
-    _check_data(teacher, labels, counted, spec.vocab)
+    if host_sees_data(hidden.device):
+        _check_data(teacher, labels, counted, spec.vocab)
     rows = hidden.shape[:-1].numel()
-    index = torch.arange(rows) if counted is None else counted.nonzero().flatten()
+    index = _counted_rows(rows, counted)
     precision = choose_precision(weight, dtypes)
     buffers = 1 if teacher.weight is None else 2
-    chunk = chunk_size or chunk_rows(index.numel(), spec.vocab, buffers, precision.gemm.itemsize)
+    chunk = chunk_size or chunk_rows(
+        count_of(index), spec.vocab, buffers, precision.logits, hidden.device
+    )
     head = Head(weight, bias, spec.vocab, precision)
     gradients = HeadGradients(hidden, weight, head, wanted)
     loop = ChunkLoop(
         hidden=hidden,
         head=head,
-        teacher=TeacherRows(teacher, spec, dtypes, min(chunk, index.numel())),
+        teacher=TeacherRows(teacher, spec, dtypes, min(chunk, count_of(index))),
         spec=spec,
         labels=labels,
-        values=Values.zeros(rows, with_metrics),
+        counted=counted if isinstance(index, slice) else None,
+        values=Values.zeros(rows, with_metrics, hidden.device),
         upstream=(grad_soft, grad_hard) if gradients.any else None,
         gradients=gradients,
     )
-    loop.run(index, chunk)
+    loop.run(_chunks(index, chunk))
     return *loop.values, *gradients.results(hidden, weight)
+
+
+def _counted_rows(rows: int, counted: Tensor | None) -> Rows:
+    """The rows that count, or all where the host cannot tell without waiting for the device."""
+    if counted is None or not host_sees_data(counted.device):
+        return slice(0, rows)
+    return counted.nonzero().flatten()
+
+
+def _chunks(rows: Rows, size: int) -> list[Rows]:
+    if isinstance(rows, Tensor):
+        return list(torch.split(rows, size)) if rows.numel() else []
+    starts = range(rows.start, rows.stop, size)
+    return [slice(start, min(start + size, rows.stop)) for start in starts]
 
 
 # ---- fakes ------------------------------------------------------------------------------------
@@ -188,7 +219,11 @@ def _fake_linear(
 
 
 def _no_cuda(*_: Any) -> Any:
-    raise RuntimeError("this build of fastdistill has no CUDA backend: move the tensors to the CPU")
+    raise RuntimeError(
+        "this build of fastdistill has no CUDA backend: build it with nvcc on the PATH by "
+        "`pip install --no-binary fastdistill -C cmake.define.FD_CUDA=ON fastdistill`, "
+        "or move the tensors to the CPU"
+    )
 
 
 for _name, _kernel, _fake in (
@@ -197,5 +232,5 @@ for _name, _kernel, _fake in (
     ("linear", _linear, _fake_linear),
 ):
     _LIBRARY.impl(_name, _outside_autocast(_kernel), "CPU")
-    _LIBRARY.impl(_name, _no_cuda, "CUDA")
+    _LIBRARY.impl(_name, _outside_autocast(_kernel) if _C.CUDA else _no_cuda, "CUDA")
     torch.library.register_fake(f"fastdistill::{_name}", _fake, lib=_LIBRARY)

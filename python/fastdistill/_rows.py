@@ -11,7 +11,10 @@ from torch import Tensor
 from ._head import Head, HeadDtypes, choose_precision
 from ._native import RowSpec, TopKRows, fresh
 
-_BUDGET_BYTES = 160 << 20
+_BUDGET_BYTES = {"cpu": 160 << 20, "cuda": 1 << 30}
+
+Rows = slice | Tensor
+"""Some of the flat rows: a range, or indices on the CPU."""
 
 
 class TeacherTensors(NamedTuple):
@@ -37,15 +40,34 @@ TEACHER_SCHEMA = (
 )
 
 
-def part(tensor: Tensor | None, rows: slice | Tensor) -> Tensor | None:
+def part(tensor: Tensor | None, rows: Rows) -> Tensor | None:
     """The rows of a tensor that may be absent."""
     return None if tensor is None else tensor[rows]
 
 
-def chunk_rows(rows: int, vocab: int, buffers: int, itemsize: int) -> int:
-    """Rows per chunk so that ``buffers`` chunks of logits stay within the memory budget."""
-    fitting = _BUDGET_BYTES // (vocab * buffers * itemsize)
-    return max(1, min(rows, fitting // 16 * 16 if fitting >= 16 else fitting))
+def count_of(rows: Rows) -> int:
+    """How many they are."""
+    return rows.stop - rows.start if isinstance(rows, slice) else rows.numel()
+
+
+def host_sees_data(device: torch.device) -> bool:
+    """Whether decisions may depend on data: from another device they would have to wait for it."""
+    return device.type == "cpu"
+
+
+def chunk_rows(
+    rows: int, vocab: int, buffers: int, dtype: torch.dtype, device: torch.device
+) -> int:
+    """Rows per chunk so that ``buffers`` chunks of logits stay within the memory budget.
+
+    A multiple of 16, on CUDA of 128: the tiles of the GEMMs.
+    """
+    fitting = _BUDGET_BYTES[device.type] // (vocab * buffers * dtype.itemsize)
+    for whole in (128 if device.type == "cuda" else 16, 16):
+        if fitting >= whole:
+            fitting = fitting // whole * whole
+            break
+    return max(1, min(rows, fitting))
 
 
 def _flat_view(tensor: Tensor) -> Tensor | None:
@@ -73,15 +95,18 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield from blocks(*parts)
 
 
-def take_rows(tensor: Tensor, index: Tensor) -> Tensor:
-    """Rows ``index`` (flat) of a (..., V) tensor: a view where they are a range, else a copy."""
+def take_rows(tensor: Tensor, rows: Rows) -> Tensor:
+    """Flat rows of a (..., V) tensor: a view where they are a range, else a copy."""
     flat = _flat_view(tensor)
     if flat is None:
-        return tensor[torch.unravel_index(index, tensor.shape[:-1])]
-    first, count = int(index[0]), index.numel()
-    if int(index[-1]) - first + 1 == count:
-        return flat[first : first + count]
-    return flat[index]
+        if isinstance(rows, slice):
+            rows = torch.arange(rows.start, rows.stop, device=tensor.device)
+        return tensor[torch.unravel_index(rows, tensor.shape[:-1])]
+    if isinstance(rows, Tensor):
+        first, count = int(rows[0]), rows.numel()
+        if int(rows[-1]) - first + 1 == count:
+            rows = slice(first, first + count)
+    return flat[rows]
 
 
 class TeacherRows:
@@ -96,18 +121,18 @@ class TeacherRows:
             assert tensors.values is not None
             precision = choose_precision(tensors.weight, dtypes)
             self._head = Head(tensors.weight, tensors.bias, spec.vocab, precision)
-            self._buffer = fresh(tensors.values, chunk, spec.vocab, dtype=precision.gemm)
+            self._buffer = fresh(tensors.values, chunk, spec.vocab, dtype=precision.logits)
 
-    def rows(self, index: Tensor) -> Tensor | TopKRows:
-        """The teacher of the flat rows ``index``; logits from a head live until the next call."""
+    def rows(self, rows: Rows) -> Tensor | TopKRows:
+        """The teacher of some flat rows; logits from a head live until the next call."""
         top_k = self._tensors.top_k
         if top_k is not None:
-            return top_k.rows(index)
+            return top_k.rows(rows)
         assert self._tensors.values is not None
         if self._head is None:
-            return unit_columns(take_rows(self._tensors.values, index))
-        hidden = self._head.operand(take_rows(self._tensors.values, index))
-        out = self._buffer[: index.numel()]
+            return unit_columns(take_rows(self._tensors.values, rows))
+        hidden = self._head.operand(take_rows(self._tensors.values, rows))
+        out = self._buffer[: count_of(rows)]
         self._head.logits(hidden, out)
         return out
 
@@ -124,7 +149,9 @@ def matched_rows(
             start += own.shape[0]
         return
     count = student.shape[:-1].numel()
-    size = count if teacher.weight is None else chunk_rows(count, spec.vocab, 1, 4)
+    size = count
+    if teacher.weight is not None:
+        size = chunk_rows(count, spec.vocab, 1, torch.float32, student.device)
     source = TeacherRows(teacher, spec, dtypes, size)
     start = 0
     for (block,) in blocks(student):
@@ -132,5 +159,5 @@ def matched_rows(
             if not own.shape[0]:
                 continue
             stop = start + own.shape[0]
-            yield slice(start, stop), own, source.rows(torch.arange(start, stop))
+            yield slice(start, stop), own, source.rows(slice(start, stop))
             start = stop

@@ -17,7 +17,7 @@ def show_config() -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cpu instruction set": f"{_C.current_isa()} (available: {', '.join(_C.available_isas())})",
-        "cuda": "none: this build has no CUDA backend",
+        "cuda": _C.CUDA or "none: this build has no CUDA backend (FD_CUDA=ON builds it)",
         "threads": str(torch.get_num_threads()),
     }
     width = max(map(len, facts))

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# The CUDA kernels without a GPU: run on the CPU by tests/cuda_on_cpu and, where nvcc is there, compiled
+# for one architecture (sm_90, or the first argument, "all" for those of a wheel). Fails where a kernel
+# spills registers or needs more than its budget; prints the table of their resources.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+
+register_budget=128 # of the 65,536 of a multiprocessor: a block of 512 threads always fits
+
+"${CXX:-g++}" -std=gnu++17 -O1 -Wall -Wextra -Wno-psabi -Werror -Itests/cuda_on_cpu \
+  tests/cuda_on_cpu/kernels_test.cpp -o "$build/kernels_test"
+"$build/kernels_test"
+
+if ! command -v nvcc >/dev/null; then
+  echo "nvcc is not here: not compiled for a GPU"
+  exit
+fi
+architectures=()
+[[ ${1:-90-real} == all ]] || architectures=("-DCMAKE_CUDA_ARCHITECTURES=${1:-90-real}")
+pip install --quiet cmake ninja pybind11
+cmake -S . -B "$build/cuda" -G Ninja -DFD_CUDA=ON "${architectures[@]}" -DCMAKE_BUILD_TYPE=Release \
+  -DCMAKE_CUDA_FLAGS='-Xptxas -v' -DSKBUILD_PROJECT_NAME=fastdistill -DSKBUILD_PROJECT_VERSION=0 \
+  -Dpybind11_DIR="$(python3 -m pybind11 --cmakedir)" >"$build/configure.log" ||
+  { cat "$build/configure.log"; exit 1; }
+cmake --build "$build/cuda" --target cuda_kernels >"$build/build.log" 2>&1 ||
+  { cat "$build/build.log"; exit 1; }
+
+awk -v budget="$register_budget" '
+  /Compiling entry function/ {
+    name = $0
+    sub(/.*entry function ._ZN11fastdistill[0-9]*/, "", name)
+    architecture = name
+    sub(/.*for ./, "", architecture); sub(/.$/, "", architecture)
+    kernel = name; sub(/INS_.*/, "", kernel)
+    divergence = name; sub(/[^0-9]*INS_[0-9]*/, "", divergence)
+    type = divergence; sub(/E.*/, "", divergence)
+    type = type ~ "^" divergence "Ef" ? "float" : "double"
+  }
+  /bytes spill stores/ { spilled = $5 + $9 }
+  /Used [0-9]+ registers/ {
+    for (i = 1; i < NF; ++i) if ($i == "Used") registers = $(i + 1)
+    printf "%-8s %-14s %-24s %-7s %4d registers, %d bytes spilled\n",
+      architecture, kernel, divergence, type, registers, spilled
+    ++count
+    if (spilled > 0 || registers > budget) ++bad
+  }
+  END {
+    printf "%d kernels, budget %d registers, %d beyond it or spilling\n", count, budget, bad
+    exit count == 0 || bad > 0
+  }' "$build/build.log"
