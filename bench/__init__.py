@@ -1,6 +1,7 @@
 """Benchmarks of fastdistill against its rivals and against the limits of the machine.
 
-``python -m bench`` times and weighs every case, ``python -m bench accuracy`` measures errors.
+``python -m bench`` times and weighs every case, ``python -m bench accuracy`` measures errors,
+``python -m bench.gpu`` does all that there is to do on a machine with an NVIDIA GPU.
 
 cases      what is computed: sizes, dtype, divergence, inputs
 providers  who computes it: fastdistill, plain torch, other packages, and the bare GEMMs

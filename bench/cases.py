@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from fastdistill.teachers import Teacher
 
 DISTINCT_ROWS = 8
 """Inputs repeat this many rows: their float64 truth costs the same for any number of rows."""
+
+CPU = torch.device("cpu")
 
 PARAMETERS = {fd.Renyi: (0.5,), fd.AlphaBeta: (0.5, 0.5)}
 DIVERGENCES = tuple(cls(*PARAMETERS.get(cls, ())) for cls in fd.divergences.ALL)
@@ -98,23 +100,25 @@ class Inputs:
 
 
 class _Normal:
-    """Normal numbers, the same in every process."""
+    """Normal numbers, the same in every process on such a device."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype, self._generator = dtype, torch.Generator().manual_seed(0)
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+        self._dtype = dtype
+        self._options: dict[str, Any] = {"generator": generator, "device": device}
 
     def rows(self, repeats: int, width: int, deviation: float) -> Tensor:
-        distinct = deviation * torch.randn(DISTINCT_ROWS, width, generator=self._generator)
+        distinct = deviation * torch.randn(DISTINCT_ROWS, width, **self._options)
         return distinct.to(self._dtype).repeat(repeats, 1)
 
     def weight(self, vocab: int, width: int, deviation: float) -> Tensor:
-        weight = torch.randn(vocab, width, generator=self._generator, dtype=self._dtype)
+        weight = torch.randn(vocab, width, dtype=self._dtype, **self._options)
         return weight.mul_(deviation / math.sqrt(width))
 
 
-def build_inputs(case: Case) -> Inputs:
+def build_inputs(case: Case, device: torch.device = CPU) -> Inputs:
     """Student logits of deviation 2, teacher logits of deviation 3, given or made by a head."""
-    normal, repeats = _Normal(case.dtype), case.rows // DISTINCT_ROWS
+    normal, repeats = _Normal(case.dtype, device), case.rows // DISTINCT_ROWS
     teacher: Teacher
     if case.kind == "linear":
         leaves = {

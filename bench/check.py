@@ -11,7 +11,7 @@ from torch import Tensor
 from fastdistill import reference
 from fastdistill.teachers import Teacher
 
-from .cases import DISTINCT_ROWS, Case, build_inputs
+from .cases import CPU, DISTINCT_ROWS, Case, build_inputs
 from .provider import Result, loss_of
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 5e-3, torch.float64: 1e-9}
@@ -35,9 +35,9 @@ def double(teacher: Teacher) -> Teacher:
     return replace(teacher, **wide)
 
 
-def truth(case: Case) -> Result:
+def truth(case: Case, device: torch.device = CPU) -> Result:
     """Loss and gradients in float64; of the leaves that have rows, those of the distinct rows."""
-    inputs = build_inputs(replace(case, rows=DISTINCT_ROWS))
+    inputs = build_inputs(replace(case, rows=DISTINCT_ROWS), device)
     leaves = {name: x.detach().double().requires_grad_() for name, x in inputs.leaves.items()}
     loss = loss_of(reference, case)(**leaves, teacher=double(inputs.teacher))
     gradients = torch.autograd.grad(loss, tuple(leaves.values()))

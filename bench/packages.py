@@ -35,6 +35,10 @@ def _trl() -> tuple[Any, str | None]:
     return _attribute("trl.kernels.chunked_divergence", "ChunkedDivergenceFunction")
 
 
+def _fla() -> tuple[Any, str | None]:
+    return _attribute("fla.modules.fused_kl_div", "fused_kl_div_loss")
+
+
 def _beta(case: Case) -> float | None:
     """Weight of the teacher in the mixture, as both packages call the divergences."""
     if isinstance(case.divergence, fd.JensenShannon):
@@ -46,12 +50,16 @@ def _applies(case: Case) -> bool:
     return case.kind == "linear" and _beta(case) is not None
 
 
+def _fla_applies(case: Case) -> bool:
+    return case.kind == "linear" and case.divergence == fd.ForwardKL()
+
+
 def _build_liger(case: Case, inputs: Inputs, *, compiled: bool) -> Runner:
     loss = _liger()[0](
         weight_hard_loss=0.0, weight_soft_loss=1.0, beta=_beta(case), compiled=compiled
     )
-    labels = torch.zeros(case.rows, dtype=torch.int64)
     hidden, weight = leaves = tuple(inputs.leaves.values())
+    labels = torch.zeros(case.rows, dtype=torch.int64, device=hidden.device)
     teacher = inputs.teacher
     assert isinstance(teacher, fd.TeacherHead)
 
@@ -80,6 +88,19 @@ def _build_trl(case: Case, inputs: Inputs) -> Runner:
     return run
 
 
+def _build_fla(case: Case, inputs: Inputs) -> Runner:
+    loss = _fla()[0]
+    hidden, weight = leaves = tuple(inputs.leaves.values())
+    teacher = inputs.teacher
+    assert isinstance(teacher, fd.TeacherHead)
+
+    def run() -> tuple[Tensor, ...]:
+        value = loss(hidden, teacher.hidden, weight, teacher.weight)
+        return value.detach(), *torch.autograd.grad(value, leaves)
+
+    return run
+
+
 PACKAGES = (
     Provider(
         "liger",
@@ -95,4 +116,5 @@ PACKAGES = (
         compiled=True,
     ),
     Provider("trl", _build_trl, applies=_applies, missing=lambda: _trl()[1]),
+    Provider("fla", _build_fla, applies=_fla_applies, missing=lambda: _fla()[1]),
 )

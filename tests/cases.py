@@ -101,6 +101,26 @@ def make_teacher(
     return top_k(log_p, k, tail=kind, temperature=temperature, empty_slot=k > 2)
 
 
+def linear_inputs(rows, width, vocab, dtype=torch.float32, bias=True, seed=0):
+    """Hidden states and a head."""
+    inputs = {
+        "student_hidden": randn(rows, width, seed=seed, dtype=dtype),
+        "student_weight": randn(vocab, width, seed=seed + 7, scale=0.5, dtype=dtype),
+        "student_bias": randn(vocab, seed=seed + 8, dtype=dtype),
+    }
+    if not bias:
+        del inputs["student_bias"]
+    return inputs
+
+
+def form_inputs(form, rows, vocab, dtype=torch.float32, seed=0):
+    """(function, the student's tensors) of a form of the loss: "logits" or "linear"."""
+    if form == "logits":
+        inputs = {"student_logits": randn(rows, vocab, seed=seed, scale=2.0, dtype=dtype)}
+        return fd.distillation_loss, inputs
+    return fd.linear_distillation_loss, linear_inputs(rows, 13, vocab, dtype, seed=seed)
+
+
 def double(teacher):
     """The same teacher in float64."""
     wide = {
@@ -111,13 +131,34 @@ def double(teacher):
     return replace(teacher, **wide)
 
 
-def run(function, inputs, teacher, labels=None, *, upstream=None, **config):
-    """(loss, gradient by each input) of one call; `inputs` are the student's tensors by name."""
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
+def on(device, value):
+    """A tensor on a device, or a teacher or dict with its tensors there; anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: on(device, item) for name, item in value.items()}
+    if isinstance(value, fd.teachers.Teacher):
+        return replace(value, **{f.name: on(device, getattr(value, f.name)) for f in fields(value)})
+    return value
+
+
+def run(function, inputs, teacher, labels=None, *, upstream=None, device=None, **config):
+    """(loss, gradient by each input) of one call; `inputs` are the student's tensors by name.
+
+    It runs on ``device``, or where the tensors are, and its results come to the CPU.
+    """
+    leaves = {name: tensor.detach() for name, tensor in inputs.items()}
+    if device is not None:
+        leaves, teacher, labels, config = (
+            on(device, value) for value in (leaves, teacher, labels, config)
+        )
+    leaves = {name: tensor.requires_grad_() for name, tensor in leaves.items()}
     loss = function(**leaves, teacher=teacher, labels=labels, **config)
     if upstream is None and loss.dim() > 0:
         upstream = torch.linspace(0.5, 1.5, loss.numel(), dtype=loss.dtype).view(loss.shape)
-    return loss.detach(), *torch.autograd.grad(loss, tuple(leaves.values()), upstream)
+    upstream = on(loss.device, upstream)
+    gradients = torch.autograd.grad(loss, tuple(leaves.values()), upstream)
+    return loss.detach().cpu(), *(gradient.cpu() for gradient in gradients)
 
 
 def truth(function, inputs, teacher, labels=None, **config):
@@ -131,16 +172,18 @@ def error(value, true):
     return (value.double() - true.double()).abs().max()
 
 
-def assert_not_worse(function, inputs, teacher, labels=None, log_prob=0.0, **config):
+def assert_not_worse(
+    function, inputs, teacher, labels=None, *, log_prob=0.0, device=None, **config
+):
     """Values and all gradients: at most torch's own error in that dtype, and a few roundings.
 
     A log-probability of size ``log_prob`` is rounded by eps times that, which is then the relative
-    error of the probability.
+    error of the probability. Both run on ``device``, the truth on the CPU.
     """
-    peer = getattr(reference, function.__name__)
-    ours = run(function, inputs, teacher, labels, reduction="none", **config)
-    theirs = run(peer, inputs, teacher, labels, reduction="none", **config)
-    true = truth(peer, inputs, teacher, labels, reduction="none", **config)
+    peer, config = getattr(reference, function.__name__), {"reduction": "none", **config}
+    ours = run(function, inputs, teacher, labels, device=device, **config)
+    theirs = run(peer, inputs, teacher, labels, device=device, **config)
+    true = truth(peer, inputs, teacher, labels, **config)
     dtype = next(iter(inputs.values())).dtype
     arithmetic = torch.promote_types(dtype, torch.float32)
     for what, own, other, exact in zip(("value", *inputs), ours, theirs, true, strict=True):

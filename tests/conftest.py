@@ -26,6 +26,19 @@ AXES = {
 }
 
 
+if not torch.cuda.is_available():
+    NO_CUDA = "needs an NVIDIA GPU"
+elif not getattr(fd._C, "CUDA", ""):
+    NO_CUDA = "needs a build with the CUDA backend (FD_CUDA=ON)"
+else:
+    NO_CUDA = None
+
+
+def pytest_runtest_setup(item):
+    if NO_CUDA and item.get_closest_marker("cuda"):
+        pytest.skip(NO_CUDA)
+
+
 def label(value):
     return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
 

@@ -1,0 +1,129 @@
+"""The linear loss from hidden states to gradients, against the losses of others."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import fastdistill as fd
+
+from .. import check
+from ..cases import Case, Inputs, build_inputs
+from ..limits import GEMMS
+from ..packages import PACKAGES
+from ..provider import Provider, Result, Runner
+from ..providers import OURS, TORCH, gradient_runner, kl_div
+from .worker import Context
+
+_ROWS = 4096
+_HEADS = {  # vocabulary, hidden sizes of student and teacher
+    "Llama": (128256, 4096, 4096),
+    "Qwen": (151936, 3584, 3584),
+    "Gemma": (256000, 2304, 3584),
+}
+_TINY = {"tiny": (500, 16, 24)}
+
+
+def shapes(*, dry_run: bool) -> dict[str, Case]:
+    """The heads that are measured, by the family of models that has such a head."""
+    return {
+        name: Case(
+            "linear", 16 if dry_run else _ROWS, vocab, torch.bfloat16,
+            student_width=student, teacher_width=teacher,
+        )
+        for name, (vocab, student, teacher) in (_TINY if dry_run else _HEADS).items()
+    }  # fmt: skip
+
+
+def short_formula(
+    student_hidden: Tensor, student_weight: Tensor, teacher: fd.TeacherHead
+) -> Tensor:
+    """Forward KL of two heads as it is usually written."""
+    teacher_logits = F.linear(teacher.hidden, teacher.weight)
+    return kl_div(F.linear(student_hidden, student_weight), fd.TeacherLogits(teacher_logits))
+
+
+def _short(_: Case, inputs: Inputs, *, compiled: bool) -> Runner:
+    loss = short_formula
+    if compiled:
+        loss = torch.compile(loss, dynamic=False, fullgraph=True)
+    return gradient_runner(loss, inputs)
+
+
+PROVIDERS = (
+    OURS,
+    replace(GEMMS[-1], name="bare GEMMs"),
+    next(provider for provider in TORCH if provider.name == "torch eager"),
+    Provider("torch short formula", functools.partial(_short, compiled=False)),
+    *PACKAGES,
+    Provider(
+        "torch.compile short formula", functools.partial(_short, compiled=True), compiled=True
+    ),
+)
+
+
+def _measured(
+    context: Context, case: Case, provider: Provider, inputs: Inputs, true: Result
+) -> dict[str, Any]:
+    """Columns of a provider: errors, time, memory."""
+    runner, columns = provider.build(case, inputs), {}
+    if provider.role != "limit":
+        found = check.errors(runner(), true)
+        columns = {"value_error": found.value, "gradient_error": found.gradient, "note": ""}
+        if not check.is_right(found, case.dtype):
+            columns["note"] = f"wrong: errors of {found.value:.0e} and {found.gradient:.0e}"
+    timing = context.device.time(runner, seconds=1.0, most=20)
+    return {
+        **columns,
+        **timing._asdict(),
+        "tflop_per_s": case.flops / timing.ms / 1e9,
+        "peak_mb": context.device.peak_megabytes(runner),
+    }
+
+
+def _attempted(context: Context, *arguments: Any) -> dict[str, Any]:
+    """What could be measured, or why nothing could."""
+    case, provider = arguments[:2]
+    if not provider.applies(case) and provider.role != "limit":
+        return {"note": "does not compute this"}
+    if reason := provider.missing():
+        return {"note": reason}
+    if provider.compiled and context.dry_run:
+        return {"note": "not in a dry run"}
+    try:
+        return _measured(context, *arguments)
+    except Exception as error:
+        return {"note": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
+
+
+def run(context: Context) -> None:
+    """All shapes with those who need no compilation, then with the others.
+
+    Fails at the end where fastdistill failed or was wrong.
+    """
+    ours: dict[str, float] = {}
+    failures = []
+    for compiled in (False, True):
+        for shape, case in shapes(dry_run=context.dry_run).items():
+            torch.compiler.reset()
+            context.device.free()
+            inputs = build_inputs(case, context.device.torch)
+            true = check.truth(case, context.device.torch)
+            for provider in (p for p in PROVIDERS if p.compiled == compiled):
+                columns = _attempted(context, case, provider, inputs, true)
+                context.device.free()
+                if provider is OURS:
+                    ours[shape] = columns.get("ms", 0.0)
+                    failures += [f"{shape}: {columns['note']}"] if columns["note"] else []
+                if ours.get(shape) and "ms" in columns:
+                    columns["ratio_to_ours"] = columns["ms"] / ours[shape]
+                context.emit(
+                    "linear", shape=shape, case=case.name, provider=provider.name, **columns
+                )
+    if failures:
+        raise SystemExit("\n".join(failures))
