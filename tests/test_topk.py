@@ -272,6 +272,17 @@ def test_sampled_teacher_is_unbiased():
     torch.testing.assert_close(mean, dense)
 
 
+def test_sampled_teacher_of_an_uncounted_token_is_never_looked_at():
+    weights = torch.full((3, 4), 0.25)
+    weights[1] = math.nan
+    teacher = fd.SampledTeacher(torch.arange(12).view(3, 4), weights)
+    mask = torch.tensor([True, False, True])
+    logits = randn(3, 20)
+    loss = fd.distillation_loss(logits, teacher, mask=mask)
+    part = fd.SampledTeacher(teacher.ids[mask], weights[mask])
+    torch.testing.assert_close(loss, fd.distillation_loss(logits[mask], part))
+
+
 def test_sampled_teacher_reports_the_cross_entropy():
     student, _ = pair()
     teacher = make_teacher("sampled", 3, 33, dtype=torch.float64)

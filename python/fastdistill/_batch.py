@@ -72,13 +72,16 @@ def prepare(
         kept = labels != options.ignore_index
         counted = kept if counted is None else counted & kept
     weights = _row_weights(leading, tokens.weights, counted, rows.tensors)
+    entropy = rows.entropy
+    if entropy is not None and counted is not None:
+        entropy = torch.where(counted.flatten(), entropy, 0.0)
     return Batch(
         teacher=rows.tensors,
         labels=labels.flatten() if labels is not None and options.hard_weight > 0 else None,
         counted=None if counted is None else counted.flatten(),
         weights=weights,
         denominator=_denominator(weights, tokens.num_items),
-        entropy=rows.entropy,
+        entropy=entropy,
         unknown=_unknown_metrics(options, teacher),
         options=(*rows.spec, *dtypes),
     )
