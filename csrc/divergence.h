@@ -371,4 +371,10 @@ FD_INLINE V slope_of(const D& divergence, const Token<V>& token, V log_sum) {
   }
 }
 
+/// dD/dx = r - q R of one token.
+template <class D, class V>
+FD_INLINE V gradient_of(const D& divergence, const Token<V>& token, V slope_sum, V log_sum) {
+  return slope_of(divergence, token, log_sum) - token.q * slope_sum;
+}
+
 }  // namespace fastdistill

@@ -158,25 +158,25 @@ FD_INLINE double log1p(double x) { return __builtin_log1p(x); }
 
 /// x as a rounded value: keeps the compiler from fusing the product that made it into the next sum,
 /// where equal operands would then no longer have a difference of zero.
-FD_INLINE float rounded(float x) {
 #if defined(__CUDA_ARCH__)
+FD_INLINE float rounded(float x) {
   asm volatile("" : "+f"(x));
-#elif defined(__x86_64__)
-  __asm__("" : "+x"(x));
-#elif defined(__aarch64__)
-  __asm__("" : "+w"(x));
-#endif
   return x;
 }
 FD_INLINE double rounded(double x) {
-#if defined(__CUDA_ARCH__)
   asm volatile("" : "+d"(x));
-#elif defined(__x86_64__)
+  return x;
+}
+#else
+template <class V>
+FD_INLINE V rounded(V x) {
+#if defined(__x86_64__)
   __asm__("" : "+x"(x));
 #elif defined(__aarch64__)
   __asm__("" : "+w"(x));
 #endif
   return x;
 }
+#endif
 
 }  // namespace fastdistill

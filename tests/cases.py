@@ -167,6 +167,25 @@ def truth(function, inputs, teacher, labels=None, **config):
     return run(function, wide, double(teacher), labels, **config)
 
 
+def rows(student, teacher, divergence, **config):
+    """(values, gradient by the logits) of a logits loss by row, whose reduction is "none"."""
+    inputs, config = {"student_logits": student}, {"divergence": divergence, **config}
+    return run(fd.distillation_loss, inputs, teacher, reduction="none", **config)
+
+
+def true_rows(student, teacher, divergence, **config):
+    """`rows` of the reference in float64."""
+    teacher = fd.TeacherLogits(teacher) if isinstance(teacher, torch.Tensor) else teacher
+    inputs, config = {"student_logits": student}, {"divergence": divergence, **config}
+    return truth(reference.distillation_loss, inputs, teacher, reduction="none", **config)
+
+
+def close(actual, exact, rtol=1e-5, atol=1e-6):
+    """Assert that all of the results are, in float64."""
+    for a, b in zip(actual, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=rtol, atol=atol)
+
+
 def error(value, true):
     """The largest error."""
     return (value.double() - true.double()).abs().max()
@@ -195,3 +214,25 @@ def assert_not_worse(
         if other.isfinite().all():
             allowed += 2 * error(other, exact)
         assert error(own, exact) <= allowed, what
+
+
+def assert_autocast_computes_as_linear_does(inputs, dtype, reduction, device, share, roundings):
+    """float32 parameters: rounded operands, logits as good as F.linear's, float32 gradients.
+
+    The error is at most ``share`` of torch's, and ``roundings``.
+    """
+    rows, vocab = inputs["student_hidden"].shape[0], inputs["student_weight"].shape[0]
+    teacher = make_teacher("head", rows, vocab)
+    with torch.autocast(device, dtype=dtype):
+        ours, theirs = (
+            run(loss, inputs, teacher, reduction=reduction, device=device)
+            for loss in (fd.linear_distillation_loss, reference.linear_distillation_loss)
+        )
+    rounded = {name: tensor.to(dtype) for name, tensor in inputs.items()}
+    head = fd.TeacherHead(*(t.to(dtype) for t in (teacher.hidden, teacher.weight, teacher.bias)))
+    exact = truth(reference.linear_distillation_loss, rounded, head, reduction=reduction)
+    for own, other, true in zip(ours, theirs, exact, strict=True):
+        assert own.dtype == torch.float32
+        assert error(own, true) <= share * error(other, true) + roundings
+    plain = truth(reference.linear_distillation_loss, inputs, teacher, reduction=reduction)
+    assert error(ours[0], plain[0]) > 1e-5

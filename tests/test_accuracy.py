@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from cases import TEACHERS, assert_not_worse, double, error, make_teacher, randn, run, truth
+from cases import (
+    TEACHERS,
+    assert_not_worse,
+    double,
+    error,
+    linear_inputs,
+    make_teacher,
+    randn,
+    run,
+    truth,
+)
 
 import fastdistill as fd
 from fastdistill import reference
@@ -76,17 +86,6 @@ def test_all_options_at_once(case, temperature, isa):
         mask=torch.tensor([True, True, True, False]),
         weights=torch.tensor([0.5, 2.0, 1.0, 1.0]),
     )
-
-
-def linear_inputs(rows, width, vocab, dtype=torch.float32, bias=True):
-    inputs = {
-        "student_hidden": randn(rows, width, dtype=dtype),
-        "student_weight": randn(vocab, width, seed=7, scale=0.5, dtype=dtype),
-        "student_bias": randn(vocab, seed=8, dtype=dtype),
-    }
-    if not bias:
-        del inputs["student_bias"]
-    return inputs
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])

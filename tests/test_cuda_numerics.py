@@ -1,13 +1,23 @@
 """On a GPU: small divergences, extreme logits, infinities and NaN."""
 
 import math
+from functools import partial
 
+import cases
 import pytest
 import torch
-from cases import DIVERGENCES, assert_not_worse, form_inputs, make_teacher, randn, run, truth
+from cases import (
+    DIVERGENCES,
+    assert_not_worse,
+    close,
+    form_inputs,
+    make_teacher,
+    randn,
+    run,
+    true_rows,
+)
 
 import fastdistill as fd
-from fastdistill import reference
 
 pytestmark = pytest.mark.cuda
 
@@ -18,26 +28,7 @@ VOCABS = (1031, 40003)
 OTHERS = torch.tensor([0, 1, 3])  # where row 2 of 4 is the bad one
 
 
-def rows(student, teacher, divergence, **config):
-    inputs = {"student_logits": student}
-    return run(
-        fd.distillation_loss, inputs, teacher, divergence=divergence, reduction="none",
-        device=DEVICE, **config,
-    )  # fmt: skip
-
-
-def true_rows(student, teacher, divergence, **config):
-    inputs = {"student_logits": student}
-    teacher = fd.TeacherLogits(teacher) if isinstance(teacher, torch.Tensor) else teacher
-    return truth(
-        reference.distillation_loss, inputs, teacher, divergence=divergence, reduction="none",
-        **config,
-    )  # fmt: skip
-
-
-def close(actual, exact, rtol=1e-5, atol=1e-6):
-    for a, b in zip(actual, exact, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=rtol, atol=atol)
+rows = partial(cases.rows, device=DEVICE)
 
 
 # ---- small and extreme -------------------------------------------------------------------------

@@ -4,7 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import error, form_inputs, make_teacher, on, randn, run, truth
+from cases import (
+    assert_autocast_computes_as_linear_does,
+    error,
+    form_inputs,
+    make_teacher,
+    on,
+    randn,
+    run,
+    truth,
+)
 
 import fastdistill as fd
 from fastdistill import _ops, reference
@@ -247,24 +256,8 @@ def test_compiled_loss_is_the_eager_loss(kind, form, reduction):
 @reductions
 @pytest.mark.parametrize("dtype_", [torch.bfloat16, torch.float16])
 def test_autocast_computes_as_linear_does(dtype_, reduction):
-    """float32 parameters: rounded operands, logits as good as F.linear's, float32 gradients."""
-    function, inputs = form_inputs("linear", 64, 33)
-    teacher = make_teacher("head", 64, 33)
-    with torch.autocast(DEVICE, dtype=dtype_):
-        ours, theirs = (
-            run(loss, inputs, teacher, reduction=reduction, device=DEVICE)
-            for loss in (function, reference.linear_distillation_loss)
-        )
-    rounded = {name: tensor.to(dtype_) for name, tensor in inputs.items()}
-    head = (tensor.to(dtype_) for tensor in (teacher.hidden, teacher.weight, teacher.bias))
-    exact = truth(
-        reference.linear_distillation_loss, rounded, fd.TeacherHead(*head), reduction=reduction
-    )
-    for own, other, true in zip(ours, theirs, exact, strict=True):
-        assert own.dtype == torch.float32
-        assert error(own, true) <= 2 * error(other, true) + 1e-6
-    plain = truth(reference.linear_distillation_loss, inputs, teacher, reduction=reduction)
-    assert error(ours[0], plain[0]) > 1e-5
+    _, inputs = form_inputs("linear", 64, 33)
+    assert_autocast_computes_as_linear_does(inputs, dtype_, reduction, DEVICE, 2.0, 1e-6)
 
 
 @on_gpu

@@ -4,7 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CLASSES, TEACHERS, double, error, make_teacher, randn, run, truth
+from cases import (
+    CLASSES,
+    TEACHERS,
+    assert_autocast_computes_as_linear_does,
+    double,
+    error,
+    make_teacher,
+    randn,
+    run,
+    truth,
+)
 from torch.nn import functional as F
 
 import fastdistill as fd
@@ -174,21 +184,7 @@ def test_padding_rows_of_the_head_get_zero_gradient():
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("dtype_", [torch.bfloat16, torch.float16])
 def test_autocast_computes_as_linear_does(dtype_, reduction):
-    """float32 parameters: rounded operands, logits as good as F.linear's, float32 gradients."""
-    inputs, teacher = student(rows=64), make_teacher("head", 64, VOCAB)
-    with torch.autocast("cpu", dtype=dtype_):
-        ours = linear(inputs, teacher, reduction=reduction)
-        theirs = run(reference.linear_distillation_loss, inputs, teacher, reduction=reduction)
-    rounded = {name: tensor.to(dtype_) for name, tensor in inputs.items()}
-    head = (tensor.to(dtype_) for tensor in (teacher.hidden, teacher.weight, teacher.bias))
-    exact = truth(
-        reference.linear_distillation_loss, rounded, fd.TeacherHead(*head), reduction=reduction
-    )
-    for own, other, true in zip(ours, theirs, exact, strict=True):
-        assert own.dtype == torch.float32
-        assert error(own, true) <= 1.25 * error(other, true)
-    plain = truth(reference.linear_distillation_loss, inputs, teacher, reduction=reduction)
-    assert error(ours[0], plain[0]) > 1e-5
+    assert_autocast_computes_as_linear_does(student(rows=64), dtype_, reduction, "cpu", 1.25, 0.0)
 
 
 def test_logits_loss_under_autocast_runs_the_teachers_head_in_its_dtype():

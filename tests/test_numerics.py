@@ -5,33 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import DIVERGENCES, assert_not_worse, make_teacher, randn, run, truth
+from cases import DIVERGENCES, assert_not_worse, close, make_teacher, randn, rows, run, true_rows
 
 import fastdistill as fd
-from fastdistill import reference
 
 INF = math.inf
-
-
-def rows(student, teacher, divergence, **config):
-    inputs = {"student_logits": student}
-    return run(
-        fd.distillation_loss, inputs, teacher, divergence=divergence, reduction="none", **config
-    )
-
-
-def true_rows(student, teacher, divergence, **config):
-    inputs = {"student_logits": student}
-    teacher = fd.TeacherLogits(teacher) if isinstance(teacher, torch.Tensor) else teacher
-    return truth(
-        reference.distillation_loss, inputs, teacher, divergence=divergence, reduction="none",
-        **config,
-    )  # fmt: skip
-
-
-def close(actual, exact, rtol=1e-5, atol=1e-6):
-    for a, b in zip(actual, exact, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=rtol, atol=atol)
 
 
 # ---- a student that is nearly the teacher ------------------------------------------------------

@@ -198,9 +198,7 @@ FD_INLINE void divergence_gradient(const D& divergence, const RowStats& stats, d
   const TileTokens<kKept, S> tokens(tile, stats, kept, start);
   const V w(weight), slope_sum(stats.slope), log_sum(stats.log_sum);
   for_each_vector<S>(n, [&](int64_t i) {
-    const Token<V> token = tokens(i);
-    const V r = slope_of(divergence, token, log_sum);
-    store(tile.gradient + i, w * (r - token.q * slope_sum));
+    store(tile.gradient + i, w * gradient_of(divergence, tokens(i), slope_sum, log_sum));
   });
 }
 

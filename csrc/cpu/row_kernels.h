@@ -181,19 +181,13 @@ void write_listed_metrics(const Row<S>& row) {
       sweep_listed_metrics(row.problem, row.index, row.work.listed, row.work.tile);
 }
 
-/// The value for a teacher as it was given. The normalised form adds balance * sum(q - p), which is
-/// not zero where p does not sum to one: cut off, or stored with few bits beside its tail mass.
+/// value_as_given for the row in hand.
 template <class D, class S>
-double value_as_given(const D& divergence, const Row<S>& row, double value) {
-  const TopK& top_k = row.problem.top_k;
+double as_given(const D& divergence, const Row<S>& row, double value) {
   const Listed<S>& listed = row.work.listed;
-  if (top_k.sums_to_one) return max(value, 0.0);
-  double missing = 1.0;
-  for (int64_t e = 0; e < listed.count; ++e) missing -= exp(static_cast<double>(listed.log_p[e]));
-  if (top_k.tail != Tail::kZero && listed.count < row.problem.vocab) {
-    missing -= exp(top_k.tail_log_prob[row.index]);
-  }
-  return value - divergence.balance() * missing;
+  double mass = 0.0;
+  for (int64_t e = 0; e < listed.count; ++e) mass += exp(static_cast<double>(listed.log_p[e]));
+  return value_as_given(row.problem, row.index, divergence.balance(), value, listed.count, mass);
 }
 
 /// kZero and kUniform: the teacher's tiles are made from the list.
@@ -209,7 +203,7 @@ void made_row(const D& divergence, Row<S>& row) {
     if (!own_hard) row.stats.hard_lse = row.stats.student_lse;
     const Sums<double> sums = sweep_sums<false>(divergence, reader, row.work.tile, row.stats);
     row.stats.slope = sums.slope;
-    write_values(row, value_as_given(divergence, row, sums.value));
+    write_values(row, as_given(divergence, row, sums.value));
     if (row.wants_metrics()) {
       gather_listed(problem, row.index, listed);
       write_listed_metrics(row);
@@ -249,7 +243,7 @@ double measure_short_row(const D& divergence, Row<S>& row, const RowReader<S>& r
   if (reader.size == 0) return 0.0;
   const Sums<double> sums = sweep_sums<false>(divergence, reader, tile, row.stats);
   row.stats.slope = sums.slope;
-  return value_as_given(divergence, row, sums.value);
+  return as_given(divergence, row, sums.value);
 }
 
 /// The gradient over the vocabulary from that over the short row: an unlisted token gets its share

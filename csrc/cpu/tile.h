@@ -2,7 +2,7 @@
 // temperature exist only here; everything above sees x = softcap(scale z) / T.
 #pragma once
 
-#include "../row_problem.h"
+#include "../row_math.h"
 #include "vec.h"
 
 namespace fastdistill {
@@ -106,13 +106,7 @@ FD_INLINE void store_elements(T* to, int64_t n, Value value) {
   }
 }
 
-/// By a stored logit z, dx/dz = scale/T (1 - tanh^2), tanh = x T / softcap. The constant part
-/// multiplies the upstream gradients of the row.
-FD_INLINE double by_stored_logit(const RowProblem& problem, double upstream) {
-  return upstream * problem.student.scale / problem.temperature;
-}
-
-/// Stores n gradients, completed by 1 - tanh^2 where there is a softcap.
+/// Stores n gradients, completed by the 1 - tanh^2 of a softcap: see by_stored_logit.
 template <class S>
 void store_gradient(const RowProblem& problem, int64_t row, int64_t start, int64_t n,
                     const Tile<S>& tile) {

@@ -49,12 +49,6 @@ void collect_listed(const RowProblem& problem, int64_t row, Listed<S>& listed) {
   }
 }
 
-/// log-probability of each unlisted token under kZero and kUniform.
-FD_INLINE double unlisted_log_prob(const RowProblem& problem, int64_t row, int64_t listed) {
-  if (problem.top_k.tail == Tail::kZero || listed == problem.vocab) return -__builtin_inf();
-  return problem.top_k.tail_log_prob[row] - log(static_cast<double>(problem.vocab - listed));
-}
-
 /// Fills tile.teacher: the listed log-probabilities over a constant.
 template <class S>
 void make_teacher_tile(const Listed<S>& listed, int64_t start, int64_t n, Tile<S>& tile) {

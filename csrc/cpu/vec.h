@@ -134,15 +134,7 @@ FD_INLINE Vec exp(Vec x) { return detail::exp(x); }
 FD_INLINE Vec log(Vec x) { return detail::log(x); }
 FD_INLINE Vec tanh(Vec x) { return detail::tanh(x); }
 
-/// As for float: see scalar_math.h.
-FD_INLINE Vec rounded(Vec x) {
-#if defined(__x86_64__)
-  __asm__("" : "+x"(x.lanes));
-#elif defined(__aarch64__)
-  __asm__("" : "+w"(x.lanes));
-#endif
-  return x;
-}
+FD_INLINE Vec rounded(Vec x) { return ::fastdistill::rounded(x.lanes); }
 
 // ---- memory -----------------------------------------------------------------------------------
 

@@ -86,13 +86,10 @@ FD_DEVICE RowMetrics sweep_dense_metrics(const Reader& reader, Reducer& reducer,
 }
 
 template <class D, class S>
-FD_DEVICE void dense_row(const Task<D>& task, char* shared) {
-  const Team team;
-  Reducer reducer(team, shared);
-  Row<S> row(task.problem, team, reducer);
-  if (!row.counted()) return skip_row(row);
+FD_DEVICE void dense_row(const D& divergence, Row<S>& row) {
   const RowProblem& problem = row.problem;
-  const DenseReader<S> reader{team, row.student,
+  Reducer& reducer = row.reducer;
+  const DenseReader<S> reader{row.team, row.student,
                               RowOfLogits<S>(problem.teacher, row.index, problem.temperature),
                               problem.vocab};
   if (row.wants_values()) {
@@ -102,22 +99,18 @@ FD_DEVICE void dense_row(const Task<D>& task, char* shared) {
     row.stats.student_lse = found.student_lse;
     row.stats.teacher_lse = found.teacher_lse;
     row.stats.hard_lse = found.hard_lse;
-    const double soft = measure<D, S>(task.divergence, reader, reducer, found, row.stats);
+    const double soft = measure<D, S>(divergence, reader, reducer, found, row.stats);
     row.write_values(soft, logit);
     if (row.wants_metrics()) {
       row.write_metrics(sweep_dense_metrics<S>(reader, reducer, row.stats));
     }
   }
-  if (row.wants_gradient()) {
-    store_full_gradient(task.divergence, row, reader);
-    GradientWriter<S>(row).zero_from(problem.vocab);
-  }
-  reducer.finish();
+  if (row.wants_gradient()) store_full_gradient(divergence, row, reader);
 }
 
 template <class D, class S>
 __global__ void __launch_bounds__(kMostThreads) dense_kernel(const Task<D> task) {
-  dense_row<D, S>(task, shared_memory());
+  run_row<S>(task, [&](Row<S>& row, char*) { dense_row(task.divergence, row); });
 }
 
 }  // namespace fastdistill

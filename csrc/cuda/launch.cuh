@@ -6,6 +6,7 @@
 #include <string>
 
 #include "backend.h"
+#include "dense_rows.cuh"
 #include "top_k_rows.cuh"
 
 namespace fastdistill {
@@ -35,8 +36,14 @@ TeamShape team_shape(int64_t vocab, bool clusters) {
   int threads = kWarp, cluster = 1;
   while (threads < kMostThreads && threads < wanted) threads *= 2;
   while (clusters && cluster < kMostBlocks && 2 * cluster * threads <= wanted) cluster *= 2;
-  return {clusters ? forced("FASTDISTILL_CUDA_CLUSTER", cluster) : 1,
-          forced("FASTDISTILL_CUDA_THREADS", threads)};
+  if (clusters) cluster = forced("FASTDISTILL_CUDA_CLUSTER", cluster);
+  threads = forced("FASTDISTILL_CUDA_THREADS", threads);
+  if (threads % kWarp != 0 || threads > kMostThreads) {
+    throw std::invalid_argument(
+        "FASTDISTILL_CUDA_THREADS must be a multiple of 32 up to 512, got " +
+        std::to_string(threads));
+  }
+  return {cluster, threads};
 }
 
 template <class D, class S>

@@ -1,6 +1,7 @@
 // One row of a problem: what is known of it, and how its results leave.
 #pragma once
 
+#include "../row_math.h"
 #include "sweeps.cuh"
 
 namespace fastdistill {
@@ -69,14 +70,14 @@ class GradientWriter {
         into_tanh_(row.problem.student.softcap == 0.0
                        ? 0.0
                        : row.problem.temperature / row.problem.student.softcap),
-        hard_weight_(row.has_label() ? by_stored_logit(row.problem.grad_hard[row.index]) *
-                                           row.problem.temperature
-                                     : 0.0),
+        hard_weight_(hard_weight(row)),
         log_hard_(row.stats.hard_lse),
         label_(row.has_label() ? row.label() : -1) {}
 
-  /// By a stored logit z, dx/dz = scale/T (1 - tanh^2); the constant part multiplies the upstream.
-  FD_DEVICE S soft_weight() const { return S(by_stored_logit(row_.problem.grad_soft[row_.index])); }
+  /// What multiplies dD/dx.
+  FD_DEVICE S soft_weight() const {
+    return S(by_stored_logit(row_.problem, row_.problem.grad_soft[row_.index]));
+  }
 
   FD_DEVICE S complete(int64_t i, S x, S soft) const {
     if (row_.has_label()) {
@@ -103,8 +104,12 @@ class GradientWriter {
   }
 
  private:
-  FD_DEVICE double by_stored_logit(double upstream) const {
-    return upstream * row_.problem.student.scale / row_.problem.temperature;
+  /// A label that does not exist leaves no gradient of the row standing, as it leaves no value.
+  static FD_DEVICE double hard_weight(const Row<S>& row) {
+    if (!row.has_label()) return 0.0;
+    if (!row.label_is_valid()) return __builtin_nan("");
+    const RowProblem& problem = row.problem;
+    return by_stored_logit(problem, problem.grad_hard[row.index]) * problem.temperature;
   }
 
   const Row<S>& row_;
@@ -118,8 +123,7 @@ class GradientWriter {
 template <class D, class S>
 FD_DEVICE S divergence_gradient(const D& divergence, const Token<S>& token, const RowStats& stats,
                                 S weight) {
-  const S r = slope_of(divergence, token, S(stats.log_sum));
-  return weight * (r - token.q * S(stats.slope));
+  return weight * gradient_of(divergence, token, S(stats.slope), S(stats.log_sum));
 }
 
 /// The gradient of a row whose teacher is known at every token.
@@ -148,6 +152,18 @@ FD_DEVICE void skip_row(const Row<S>& row) {
     if (row.wants_metrics()) problem.metrics[row.index] = RowMetrics{};
   }
   if (row.wants_gradient()) GradientWriter<S>(row).zero_from(0);
+}
+
+/// The frame of a kernel: f(row, the shared memory that is left) for a row that counts.
+template <class S, class D, class F>
+FD_DEVICE void run_row(const Task<D>& task, F f) {
+  const Team team;
+  Reducer reducer(team, shared_memory());
+  Row<S> row(task.problem, team, reducer);
+  if (!row.counted()) return skip_row(row);
+  f(row, shared_memory() + Reducer::kBytes);
+  if (row.wants_gradient()) GradientWriter<S>(row).zero_from(task.problem.vocab);
+  reducer.finish();
 }
 
 }  // namespace fastdistill
