@@ -46,10 +46,10 @@ class Batch(NamedTuple):
     unknown: frozenset[str]  # names of the metrics that the teacher cannot give
     options: tuple[Any, ...]  # RowSpec and HeadDtypes, as the ops take them
 
-    @property
-    def rows(self) -> tuple[Tensor | None, ...]:
-        """The per-token tensors as the ops take them."""
-        return *self.teacher, self.labels, self.counted
+
+def rows_of(batch: Batch) -> tuple[Tensor | None, ...]:
+    """The per-token tensors as the ops take them."""
+    return *batch.teacher, batch.labels, batch.counted
 
 
 def prepare(

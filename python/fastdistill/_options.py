@@ -9,16 +9,17 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .divergences import Divergence, ForwardKL, get_divergence
+from .divergences import Divergence, get_divergence
 
 Reduction = Literal["none", "sum", "mean"]
+REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
 
 @dataclass(frozen=True)
 class LossOptions:
     """Everything about a loss but the tensors of a batch; fields as in ``distillation_loss``."""
 
-    divergence: Divergence | str = ForwardKL()  # noqa: RUF009  (immutable)
+    divergence: Divergence | str = "forward_kl"
     temperature: float = 1.0
     soft_weight: float = 1.0
     hard_weight: float = 0.0
@@ -45,10 +46,8 @@ class LossOptions:
             _check_number(name, value)
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and >= 0, got {value}")
-        if self.reduction not in get_args(Reduction):
-            raise ValueError(
-                f"reduction must be one of {get_args(Reduction)}, got {self.reduction!r}"
-            )
+        if self.reduction not in REDUCTIONS:
+            raise ValueError(f"reduction must be one of {REDUCTIONS}, got {self.reduction!r}")
         if self.student_valid_vocab is not None and self.student_valid_vocab < 1:
             raise ValueError(
                 f"student_valid_vocab must be None or >= 1, got {self.student_valid_vocab}"

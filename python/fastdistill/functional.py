@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._autograd import LinearLoss, LinearRowLosses, LogitsLoss, RowLosses
-from ._batch import Batch, TokenArguments, prepare
+from ._batch import Batch, TokenArguments, prepare, rows_of
 from ._head import HeadDtypes
 from ._options import LossOptions, Reduction, check_chunking
 from .divergences import Divergence, ForwardKL
@@ -86,13 +86,13 @@ def distillation_loss(
     # A float16 gradient must be scaled before it is rounded: it is made in the backward.
     if reduction == "none" or not trained or student_logits.dtype == torch.float16:
         soft, hard, table = RowLosses.apply(  # type: ignore[no-untyped-call]
-            student_logits, return_metrics, batch.options, *batch.rows
+            student_logits, return_metrics, batch.options, *rows_of(batch)
         )
         loss = _reduce(options, batch, soft, hard, student_logits.shape[:-1])
     else:
         soft_factor, hard_factor = _row_factors(options, batch)
         loss, soft, hard, table = LogitsLoss.apply(  # type: ignore[no-untyped-call]
-            student_logits, soft_factor, hard_factor, return_metrics, batch.options, *batch.rows
+            student_logits, soft_factor, hard_factor, return_metrics, batch.options, *rows_of(batch)
         )
         loss = _add_entropy(loss, batch, soft_factor)
     loss = loss.to(_loss_dtype(student_logits))
@@ -154,7 +154,7 @@ def linear_distillation_loss(
     head = (student_hidden, student_weight, student_bias)
     if reduction == "none":
         soft, hard, table = LinearRowLosses.apply(  # type: ignore[no-untyped-call]
-            *head, chunk_size, return_metrics, batch.options, *batch.rows
+            *head, chunk_size, return_metrics, batch.options, *rows_of(batch)
         )
         loss = _reduce(options, batch, soft, hard, shape[:-1])
     else:
@@ -162,7 +162,7 @@ def linear_distillation_loss(
         soft_factor, hard_factor = _row_factors(options, batch)
         loss, soft, hard, table = LinearLoss.apply(  # type: ignore[no-untyped-call]
             *head, soft_factor, hard_factor, wanted, chunk_size, return_metrics, batch.options,
-            *batch.rows,
+            *rows_of(batch),
         )  # fmt: skip
         loss = _add_entropy(loss, batch, soft_factor)
     loss = loss.to(_loss_dtype(student_weight))

@@ -178,13 +178,14 @@ def _check_list(owner: object, ids: Tensor, name: str, values: Tensor) -> None:
 
 
 Teacher = TeacherLogits | TeacherHead | TopKTeacher | SampledTeacher
+_KINDS = get_args(Teacher)
 
 
 def as_teacher(teacher: Teacher | Tensor) -> Teacher:
     """A bare tensor means :class:`TeacherLogits`."""
     if isinstance(teacher, Tensor):
         return TeacherLogits(teacher)
-    if not isinstance(teacher, get_args(Teacher)):
+    if not isinstance(teacher, _KINDS):
         raise TypeError(
             "teacher must be a tensor, TeacherLogits, TeacherHead, TopKTeacher or SampledTeacher, "
             f"got {type(teacher).__name__}"
