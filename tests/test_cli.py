@@ -277,6 +277,11 @@ def interrupted(job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return output
 
 
+def state_of(path: Path) -> tuple[bytes, int]:
+    """What a file holds and when it was written, whoever read it since."""
+    return path.read_bytes(), path.stat().st_mtime_ns
+
+
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
@@ -290,11 +295,11 @@ def interrupted(job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_resume_with_another_configuration_is_an_error(
     job: list[str], interrupted: Path, option: str, value: str, expected: str
 ) -> None:
-    before = (interrupted / checkpoint.CHECKPOINT).stat()
+    before = state_of(interrupted / checkpoint.CHECKPOINT)
     message = fail(*job, "--output", interrupted, "--resume", option, value)
     assert message.startswith("error: --resume: --")
     assert expected in message
-    assert (interrupted / checkpoint.CHECKPOINT).stat() == before
+    assert state_of(interrupted / checkpoint.CHECKPOINT) == before
 
 
 def test_output_of_another_run_is_left_alone(
@@ -307,9 +312,9 @@ def test_output_of_another_run_is_left_alone(
         tmp_path: f"error: --output: {tmp_path} holds other files (notes.txt)",
     }
     for output, message in expected.items():
-        before = {path: path.stat() for path in output.iterdir()}
+        before = {path: state_of(path) for path in output.iterdir()}
         assert fail(*job, "--output", output).startswith(message)
-        assert {path: path.stat() for path in output.iterdir()} == before
+        assert {path: state_of(path) for path in output.iterdir()} == before
 
 
 def test_nothing_to_resume(job: list[str], finished: Path, tmp_path: Path) -> None:
