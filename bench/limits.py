@@ -11,9 +11,9 @@ from statistics import median
 import torch
 
 import fastdistill as fd
+from fastdistill._chunks import plan_chunks
 from fastdistill._head import HeadDtypes, choose_precision
 from fastdistill._native import fresh
-from fastdistill._rows import chunk_rows
 
 from .cases import Case, Inputs
 from .provider import Provider, Result, Runner
@@ -29,7 +29,11 @@ def head_dtype(case: Case) -> torch.dtype:
 
 def our_chunk(case: Case) -> int:
     """The rows per chunk that fastdistill chooses for a linear case."""
-    return chunk_rows(case.rows, case.vocab, 2, head_dtype(case), torch.device("cpu"))
+    plan = plan_chunks(
+        case.rows, case.vocab, case.student_width, head_dtype(case), torch.device("cpu"),
+        teacher_is_made=True,
+    )  # fmt: skip
+    return plan.chunk
 
 
 def _build_gemms(case: Case, inputs: Inputs, *, in_chunks: bool, native: bool) -> Runner:

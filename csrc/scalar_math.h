@@ -9,10 +9,14 @@
 #include <cstdint>
 #include <cstring>
 
+// FD_CALL: long, and in no hot loop but that of a softcap or of float64. nvcc compiles it once per
+// kernel instead of at every use.
 #if defined(__CUDACC__)
 #define FD_INLINE __host__ __device__ __forceinline__
+#define FD_CALL inline __device__ __noinline__
 #else
 #define FD_INLINE inline __attribute__((always_inline))
+#define FD_CALL inline
 #endif
 
 namespace fastdistill {
@@ -141,11 +145,11 @@ FD_INLINE V tanh(V x) {
 #if defined(__CUDA_ARCH__)
 FD_INLINE float exp(float x) { return ::expf(x); }
 FD_INLINE float log(float x) { return ::logf(x); }
-FD_INLINE float tanh(float x) { return ::tanhf(x); }
-FD_INLINE double exp(double x) { return ::exp(x); }
-FD_INLINE double log(double x) { return ::log(x); }
-FD_INLINE double tanh(double x) { return ::tanh(x); }
-FD_INLINE double log1p(double x) { return ::log1p(x); }
+FD_CALL float tanh(float x) { return ::tanhf(x); }
+FD_CALL double exp(double x) { return ::exp(x); }
+FD_CALL double log(double x) { return ::log(x); }
+FD_CALL double tanh(double x) { return ::tanh(x); }
+FD_CALL double log1p(double x) { return ::log1p(x); }
 #else
 FD_INLINE float exp(float x) { return detail::exp(x); }
 FD_INLINE float log(float x) { return detail::log(x); }

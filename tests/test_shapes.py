@@ -1,6 +1,5 @@
 """Tensors of any shape and layout; no rows, no counted rows, one token, rows far apart."""
 
-import itertools
 import math
 import mmap
 from dataclasses import replace
@@ -10,7 +9,7 @@ import torch
 from cases import make_teacher, randn, run, top_k
 
 import fastdistill as fd
-from fastdistill import _native, _rows
+from fastdistill import _native
 
 
 def rows(student, teacher, **config):
@@ -294,10 +293,3 @@ def test_a_teacher_of_one_row_for_all_is_not_copied():
         row.expand(count, 4096), other.expand(count, 4096), mask=mask, reduction="sum"
     )
     torch.testing.assert_close(loss, 3 * fd.distillation_loss(row, other))
-
-
-@pytest.mark.parametrize("vocab_", [1, 49152, 151936, 2**27, 2**31])
-def test_chunks_have_at_least_one_row_and_no_more_than_there_are(vocab_):
-    for device, count in itertools.product(("cpu", "cuda"), (1, 15, 4096)):
-        chunk = _rows.chunk_rows(count, vocab_, 2, torch.float32, torch.device(device))
-        assert 1 <= chunk <= count

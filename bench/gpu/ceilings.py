@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastdistill._rows import chunk_rows
+from fastdistill._chunks import plan_chunks
 
 from ..cases import Case
 from .device import Device, Run
@@ -43,8 +43,11 @@ def run(context: Context) -> None:
     """Copies, then the GEMMs of each shape, for the rows of a chunk and for all of them."""
     measure_copy(context)
     for shape, case in shapes(dry_run=context.dry_run).items():
-        chunk = chunk_rows(case.rows, case.vocab, 2, case.dtype, context.device.torch)
-        for rows in dict.fromkeys((chunk, case.rows)):
+        plan = plan_chunks(
+            case.rows, case.vocab, case.student_width, case.dtype, context.device.torch,
+            teacher_is_made=True,
+        )  # fmt: skip
+        for rows in dict.fromkeys((*plan, case.rows)):
             context.device.free()
             for gemm, runner in head_gemms(case, rows, context.device):
                 timing = context.device.time(runner)

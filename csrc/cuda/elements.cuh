@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "../row_problem.h"
-#include "../scalar_math.h"
 #include "execution.cuh"
 
 namespace fastdistill {

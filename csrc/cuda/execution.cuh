@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "../scalar_math.h"
+
 #if defined(FD_CUDA_ON_CPU)
 #include "cuda_on_cpu.h"
 #else

@@ -27,7 +27,7 @@ class Reducer {
 
   /// Every thread of the row gets the reduction of all their values.
   template <int count, class Op>
-  FD_DEVICE void all(double (&values)[count], Op op) {
+  FD_CALL void all(double (&values)[count], Op op) {
     static_assert(count <= kMost, "the shared memory holds kMost numbers per warp");
     const int lane = team_.thread % kWarp, warp = team_.thread / kWarp;
     in_warp(values, op);

@@ -16,6 +16,10 @@ from torch import Tensor
 from ._native import fresh
 
 _PANEL_BYTES = 8 << 20
+"""Of a weight that is widened piece by piece."""
+
+_PRODUCT_BYTES = 64 << 20
+"""Of a product that is added to a wider sum."""
 
 
 class HeadDtypes(NamedTuple):
@@ -101,14 +105,12 @@ class Head:
     def logits(self, hidden: Tensor, out: Tensor) -> None:
         """out (C, vocab) = logits of hidden (C, D)."""
         for panel, weight in self._panels():
-            if out.dtype != hidden.dtype:
-                torch.mm(hidden, weight.t(), out_dtype=out.dtype, out=out[:, panel])
-                if self.bias is not None:
-                    out[:, panel] += self.bias[panel]
-            elif self.bias is None:
-                torch.mm(hidden, weight.t(), out=out[:, panel])
-            else:
+            if self.bias is not None and out.dtype == hidden.dtype:
                 torch.addmm(self.bias[panel], hidden, weight.t(), out=out[:, panel])
+                continue
+            _mm(hidden, weight.t(), out[:, panel])
+            if self.bias is not None:
+                out[:, panel] += self.bias[panel]
 
     def grad_hidden(self, grad_logits: Tensor) -> Tensor:
         """(C, D) gradient by hidden of a chunk whose gradient by logits is (C, vocab)."""
@@ -123,29 +125,37 @@ class Head:
 
 
 class WeightGradient:
-    """Sum over chunks of grad_logits.T @ hidden, accumulated in float32 (float64 for float64)."""
+    """Sum over chunks of grad_logits.T @ hidden, accumulated in float32 (float64 for float64).
+
+    The product of narrower operands is made a piece of the vocabulary at a time.
+    """
 
     def __init__(self, weight: Tensor, vocab: int, precision: Precision) -> None:
         wide = torch.float64 if precision.operand == torch.float64 else torch.float32
         self._dtype, self._vocab = gradient_dtype(weight.dtype), vocab
         self._sum = fresh(weight, *weight.shape, dtype=wide).zero_()
-        self._chunk: Tensor | None = None
+        self._product: Tensor | None = None
         if precision.operand != wide:
-            product = wide if _keeps_accumulator(weight.device) else precision.operand
-            self._chunk = fresh(weight, vocab, weight.shape[1], dtype=product)
+            dtype = wide if _keeps_accumulator(weight.device) else precision.operand
+            height = min(vocab, max(1, _PRODUCT_BYTES // (wide.itemsize * weight.shape[1])))
+            self._product = fresh(weight, height, weight.shape[1], dtype=dtype)
 
     def add(self, grad_logits: Tensor, hidden: Tensor) -> None:
         real = self._sum[: self._vocab]
-        if self._chunk is None:
+        if self._product is None:
             real.addmm_(grad_logits.t(), hidden)
-        elif self._chunk.dtype == hidden.dtype:
-            real.add_(torch.mm(grad_logits.t(), hidden, out=self._chunk))
-        else:
-            product = torch.mm(
-                grad_logits.t(), hidden, out_dtype=self._chunk.dtype, out=self._chunk
-            )
-            real.add_(product)
+            return
+        height = self._product.shape[0]
+        for total, columns in zip(real.split(height), grad_logits.split(height, 1), strict=True):
+            total.add_(_mm(columns.t(), hidden, self._product[: total.shape[0]]))
 
     def result(self) -> Tensor:
-        self._chunk = None
+        self._product = None
         return self._sum.to(self._dtype)
+
+
+def _mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """The product in the dtype of ``out``; where that is a wider one, its sums are not rounded."""
+    if out.dtype == a.dtype:
+        return torch.mm(a, b, out=out)
+    return torch.mm(a, b, out_dtype=out.dtype, out=out)

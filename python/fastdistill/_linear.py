@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ._chunks import ChunkPlan
 from ._head import Head, WeightGradient, gradient_dtype
 from ._native import RowSpec, Values, fresh, run_rows
-from ._rows import Rows, TeacherRows, count_of, part, take_rows
+from ._rows import Rows, TeacherRows, count_of, part, split_rows, take_rows
 
 
 class HeadGradients:
@@ -63,20 +63,28 @@ class ChunkLoop:
     """d loss / d soft and d loss / d hard of each row, where gradients are wanted."""
     gradients: HeadGradients
 
-    def run(self, chunks: Sequence[Rows]) -> None:
+    def run(self, rows: Rows, plan: ChunkPlan) -> None:
+        chunks = split_rows(rows, plan.chunk)
         if not chunks:
             return
         dtype, size = self.head.precision.logits, max(map(count_of, chunks))
         buffer = fresh(self.hidden, size, self.head.vocab, dtype=dtype)
-        for rows in chunks:
-            self._run_chunk(rows, buffer[: count_of(rows)])
+        for chunk in chunks:
+            self._run_chunk(chunk, plan.piece, buffer[: count_of(chunk)])
 
-    def _run_chunk(self, rows: Rows, logits: Tensor) -> None:
+    def _run_chunk(self, chunk: Rows, size: int, logits: Tensor) -> None:
         """``logits`` is scratch: it holds the chunk's logits, then their gradient."""
-        hidden = self.head.operand(take_rows(self.hidden, rows))
+        hidden = self.head.operand(take_rows(self.hidden, chunk))
         if self.counted is not None:  # a NaN there must not reach the gradient by the weight
-            hidden = torch.where(self.counted[rows].unsqueeze(-1), hidden, 0.0)
+            hidden = torch.where(self.counted[chunk].unsqueeze(-1), hidden, 0.0)
         self.head.logits(hidden, logits)
+        for rows, piece in zip(split_rows(chunk, size), logits.split(size), strict=True):
+            self._run_rows(rows, piece)
+        if self.upstream is not None:
+            self.gradients.add(chunk, hidden, logits)
+
+    def _run_rows(self, rows: Rows, logits: Tensor) -> None:
+        """Values of some rows; their logits become the gradient where one is wanted."""
         with_metrics = self.values.metrics.shape[1] > 0
         values = Values.zeros(count_of(rows), with_metrics, logits.device)
         fused = self.upstream is not None
@@ -93,7 +101,5 @@ class ChunkLoop:
             grad_hard=part(grad_hard, rows),
             gradient=logits if fused else None,
         )
-        for total, chunk_values in zip(self.values, values, strict=True):
-            total[rows] = chunk_values
-        if fused:
-            self.gradients.add(rows, hidden, logits)
+        for total, own in zip(self.values, values, strict=True):
+            total[rows] = own

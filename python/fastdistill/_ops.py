@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _C
+from ._chunks import plan_chunks
 from ._head import HEAD_SCHEMA, Head, HeadDtypes, choose_precision, gradient_dtype
 from ._linear import ChunkLoop, HeadGradients
 from ._native import SPEC_SCHEMA, RowSpec, Values, fresh, new_stats, run_rows
@@ -23,7 +24,6 @@ from ._rows import (
     Rows,
     TeacherRows,
     TeacherTensors,
-    chunk_rows,
     count_of,
     host_sees_data,
     matched_rows,
@@ -149,16 +149,16 @@ def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> 
     rows = hidden.shape[:-1].numel()
     index = _counted_rows(rows, counted)
     precision = choose_precision(weight, dtypes)
-    buffers = 1 if teacher.weight is None else 2
-    chunk = chunk_size or chunk_rows(
-        count_of(index), spec.vocab, buffers, precision.logits, hidden.device
-    )
+    plan = plan_chunks(
+        count_of(index), spec.vocab, weight.shape[1], precision.logits, hidden.device,
+        teacher_is_made=teacher.weight is not None, chunk_size=chunk_size,
+    )  # fmt: skip
     head = Head(weight, bias, spec.vocab, precision)
     gradients = HeadGradients(hidden, weight, head, wanted)
     loop = ChunkLoop(
         hidden=hidden,
         head=head,
-        teacher=TeacherRows(teacher, spec, dtypes, min(chunk, count_of(index))),
+        teacher=TeacherRows(teacher, spec, dtypes, plan.piece),
         spec=spec,
         labels=labels,
         counted=counted if isinstance(index, slice) else None,
@@ -166,7 +166,7 @@ def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> 
         upstream=(grad_soft, grad_hard) if gradients.any else None,
         gradients=gradients,
     )
-    loop.run(_chunks(index, chunk))
+    loop.run(index, plan)
     return *loop.values, *gradients.results(hidden, weight)
 
 
@@ -175,13 +175,6 @@ def _counted_rows(rows: int, counted: Tensor | None) -> Rows:
     if counted is None or not host_sees_data(counted.device):
         return slice(0, rows)
     return counted.nonzero().flatten()
-
-
-def _chunks(rows: Rows, size: int) -> list[Rows]:
-    if isinstance(rows, Tensor):
-        return list(torch.split(rows, size)) if rows.numel() else []
-    starts = range(rows.start, rows.stop, size)
-    return [slice(start, min(start + size, rows.stop)) for start in starts]
 
 
 # ---- fakes ------------------------------------------------------------------------------------

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._chunks import rows_that_fit
 from ._head import Head, HeadDtypes, choose_precision
 from ._native import RowSpec, TopKRows, fresh
-
-_BUDGET_BYTES = {"cpu": 160 << 20, "cuda": 1 << 30}
 
 Rows = slice | Tensor
 """Some of the flat rows: a range, or indices on the CPU."""
@@ -55,19 +54,12 @@ def host_sees_data(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def chunk_rows(
-    rows: int, vocab: int, buffers: int, dtype: torch.dtype, device: torch.device
-) -> int:
-    """Rows per chunk so that ``buffers`` chunks of logits stay within the memory budget.
-
-    A multiple of 16, on CUDA of 128: the tiles of the GEMMs.
-    """
-    fitting = _BUDGET_BYTES[device.type] // (vocab * buffers * dtype.itemsize)
-    for whole in (128 if device.type == "cuda" else 16, 16):
-        if fitting >= whole:
-            fitting = fitting // whole * whole
-            break
-    return max(1, min(rows, fitting))
+def split_rows(rows: Rows, size: int) -> list[Rows]:
+    """The rows in pieces of ``size``, in order."""
+    if isinstance(rows, Tensor):
+        return list(torch.split(rows, size)) if rows.numel() else []
+    starts = range(rows.start, rows.stop, size)
+    return [slice(start, min(start + size, rows.stop)) for start in starts]
 
 
 def _flat_view(tensor: Tensor) -> Tensor | None:
@@ -113,7 +105,7 @@ class TeacherRows:
     """Gives the teacher of any rows: logits from memory, logits from a head, or lists."""
 
     def __init__(
-        self, tensors: TeacherTensors, spec: RowSpec, dtypes: HeadDtypes, chunk: int
+        self, tensors: TeacherTensors, spec: RowSpec, dtypes: HeadDtypes, most: int
     ) -> None:
         self._tensors = tensors
         self._head: Head | None = None
@@ -121,7 +113,7 @@ class TeacherRows:
             assert tensors.values is not None
             precision = choose_precision(tensors.weight, dtypes)
             self._head = Head(tensors.weight, tensors.bias, spec.vocab, precision)
-            self._buffer = fresh(tensors.values, chunk, spec.vocab, dtype=precision.logits)
+            self._buffer = fresh(tensors.values, most, spec.vocab, dtype=precision.logits)
 
     def rows(self, rows: Rows) -> Tensor | TopKRows:
         """The teacher of some flat rows; logits from a head live until the next call."""
@@ -151,7 +143,7 @@ def matched_rows(
     count = student.shape[:-1].numel()
     size = count
     if teacher.weight is not None:
-        size = chunk_rows(count, spec.vocab, 1, torch.float32, student.device)
+        size = rows_that_fit(count, spec.vocab * torch.float32.itemsize, student.device)
     source = TeacherRows(teacher, spec, dtypes, size)
     start = 0
     for (block,) in blocks(student):
