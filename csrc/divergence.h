@@ -113,6 +113,7 @@ struct Separable {
   static constexpr int kPowers = 0;
   static constexpr int kParameters = 0;
   static constexpr bool kSlopeNeedsLogs = true;  // r is no function of p and q alone
+  static constexpr bool kCostlySlope = false;    // r is better kept than computed again
   FD_INLINE double balance() const { return 0.0; }
 };
 
@@ -180,6 +181,7 @@ struct SymmetricKL : Separable {
 
 /// b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q.
 struct JensenShannon : Separable {
+  static constexpr bool kCostlySlope = true;
   static constexpr int kParameters = 1;
   double beta, log_rest;
   FD_INLINE explicit JensenShannon(const double* parameters)
@@ -196,6 +198,7 @@ struct JensenShannon : Separable {
 
 /// KL(p || m), m = a p + (1 - a) q.
 struct SkewForwardKL : Separable {
+  static constexpr bool kCostlySlope = true;
   static constexpr int kParameters = 1;
   double alpha;
   FD_INLINE explicit SkewForwardKL(const double* parameters) : alpha(parameters[0]) {}
@@ -211,6 +214,7 @@ struct SkewForwardKL : Separable {
 
 /// KL(q || m), m = a q + (1 - a) p.
 struct SkewReverseKL : Separable {
+  static constexpr bool kCostlySlope = true;
   static constexpr int kParameters = 1;
   double alpha, log_alpha;
   FD_INLINE explicit SkewReverseKL(const double* parameters)

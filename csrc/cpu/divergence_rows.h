@@ -121,7 +121,8 @@ Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row, doub
   return moments;
 }
 
-/// The second sweep: value and slope summed over the tokens.
+/// The second sweep: value and slope summed over the tokens. With kept exps, a costly slope takes
+/// the place of the teacher's, which the gradient then does not need.
 template <bool kKept, class D, class S>
 Sums<double> sweep_sums(const D& divergence, const RowReader<S>& row, Tile<S>& tile,
                         RowStats& stats, const KeptExps<S>& kept = {}) {
@@ -148,6 +149,7 @@ Sums<double> sweep_sums(const D& divergence, const RowReader<S>& row, Tile<S>& t
         const Term<V> term = divergence(tokens(i));
         value = value + term.value;
         slope = slope + term.dlogq;
+        if constexpr (kKept && D::kCostlySlope) store(kept.teacher + start + i, term.dlogq);
       });
       sums.value += sum_lanes(value);
       sums.slope += sum_lanes(slope);
@@ -195,8 +197,18 @@ FD_INLINE void divergence_gradient(const D& divergence, const RowStats& stats, d
                                    int64_t start, int64_t n, Tile<S>& tile,
                                    const KeptExps<S>& kept = {}) {
   using V = typename Arithmetic<S>::Value;
-  const TileTokens<kKept, S> tokens(tile, stats, kept, start);
+  using A = Arithmetic<S>;
   const V w(weight), slope_sum(stats.slope), log_sum(stats.log_sum);
+  if constexpr (kKept && D::kCostlySlope) {
+    const V scale_q(kept.level[start / kTile].student);
+    for_each_vector<S>(n, [&](int64_t i) {
+      const V r = A::load_from(kept.teacher + start + i);
+      const V q = A::load_from(kept.student + start + i) * scale_q;
+      store(tile.gradient + i, w * (r - q * slope_sum));
+    });
+    return;
+  }
+  const TileTokens<kKept, S> tokens(tile, stats, kept, start);
   for_each_vector<S>(n, [&](int64_t i) {
     store(tile.gradient + i, w * gradient_of(divergence, tokens(i), slope_sum, log_sum));
   });

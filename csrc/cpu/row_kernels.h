@@ -112,8 +112,8 @@ void store_full_gradient(const D& divergence, const Row<S>& row, const RowReader
   Tile<S>& tile = row.work.tile;
   const double weight = by_stored_logit(row.problem, row.problem.grad_soft[row.index]);
   // With the exps at hand some gradients do not look at the logits again.
-  const bool needs_logits =
-      !kKept || D::kSlopeNeedsLogs || row.has_label() || row.problem.student.softcap != 0.0;
+  const bool needs_logits = !kKept || (D::kSlopeNeedsLogs && !D::kCostlySlope) || row.has_label() ||
+                            row.problem.student.softcap != 0.0;
   for (int64_t start = 0; start < reader.size; start += kTile) {
     const int64_t n = reader.size - start < kTile ? reader.size - start : kTile;
     if (needs_logits) reader.load(reader.source, start, n, tile);
