@@ -28,6 +28,7 @@ from .divergences import (
 from .functional import distillation_loss, linear_distillation_loss
 from .losses import DistillationLoss, LinearDistillationLoss
 from .metrics import Metrics
+from .students import StudentHead
 from .teachers import SampledTeacher, TeacherHead, TeacherLogits, TopKTeacher
 
 __version__: str = _C.VERSION
@@ -46,6 +47,7 @@ __all__ = [
     "SampledTeacher",
     "SkewForwardKL",
     "SkewReverseKL",
+    "StudentHead",
     "SymmetricKL",
     "TeacherHead",
     "TeacherLogits",

@@ -7,7 +7,9 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ._model_head import run_to_head
 
 Tail = Literal["bucket", "renormalize", "zero", "uniform"]
 TAILS: tuple[str, ...] = get_args(Tail)
@@ -100,6 +102,18 @@ class TeacherHead:
                 f"TeacherHead: bias must have shape {tuple(self.weight.shape[:1])}, "
                 f"got {tuple(self.bias.shape)}"
             )
+
+    @classmethod
+    @torch.no_grad()
+    def from_model(
+        cls, model: nn.Module, *, valid_vocab: int | None = None, **inputs: Any
+    ) -> TeacherHead:
+        """Run a Hugging Face causal model up to its head; its logits are never made.
+
+        No graph is recorded. The model's mode is left as it is: call ``model.eval()`` before.
+        Arguments and errors are those of :meth:`StudentHead.from_model`.
+        """
+        return cls(**run_to_head(model, inputs, valid_vocab)._asdict())
 
 
 @dataclass(frozen=True, eq=False)
