@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from cases import form_inputs, make_teacher
+from processes import run_together
 
 PROCESSES, N, V = 4, 11, 33
 SHARES = (0, 2, 3, 3, 11)  # uneven, one without a token
@@ -29,9 +29,7 @@ def loss_and_gradients(form, kind, rows, num_items):
     return [loss.detach(), *torch.autograd.grad(loss, tuple(leaves.values()))]
 
 
-def process(rank, rendezvous, form, kind, results):
-    dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=PROCESSES)
-    torch.set_num_threads(1)
+def process(rank, form, kind):
     rows = slice(SHARES[rank], SHARES[rank + 1])
     counted = (LABELS[rows] != -100).sum().double()
     dist.all_reduce(counted)
@@ -40,15 +38,11 @@ def process(rank, rendezvous, form, kind, results):
         dist.all_reduce(shared)
     gathered = [None] * PROCESSES
     dist.all_gather_object(gathered, by_tokens)
-    if rank == 0:
-        torch.save([loss, torch.cat(gathered), *by_parameters], results)
-    dist.destroy_process_group()
+    return [loss, torch.cat(gathered), *by_parameters]
 
 
 @pytest.mark.parametrize(("form", "kind_"), [("logits", "bucket"), ("linear", "head")])
 def test_processes_that_share_the_tokens_are_one(form, kind_, tmp_path):
-    results = tmp_path / "results.pt"
-    mp.spawn(process, (str(tmp_path / "rendezvous"), form, kind_, str(results)), nprocs=PROCESSES)
+    together = run_together(process, PROCESSES, tmp_path, form, kind_)
     alone = loss_and_gradients(form, kind_, slice(0, N), None)
-    for together, one in zip(torch.load(results), alone, strict=True):
-        torch.testing.assert_close(together, one, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-7)

@@ -7,6 +7,8 @@ metrics (N, M), without gradient; M = 0 where they are not wanted.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +21,26 @@ from ._rows import host_sees_data
 _fd = torch.ops.fastdistill
 
 _ROWS_AT_ONCE = 1024
+
+
+def _first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward that raises where it would have to be differentiated again.
+
+    ``once_differentiable`` alone sees that only where the upstream gradient has a graph. Elsewhere
+    the gradients would pass for constants, and a penalty on them would have no effect.
+    """
+    once = once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *upstream: Tensor) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "the losses of fastdistill can be differentiated once, got create_graph=True "
+                "(fastdistill.reference can be differentiated twice)"
+            )
+        return once(ctx, *upstream)
+
+    return run
 
 
 class RowLosses(torch.autograd.Function):
@@ -41,7 +63,7 @@ class RowLosses(torch.autograd.Function):
         return soft, hard, metrics
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(
         ctx: Any, grad_soft: Tensor, grad_hard: Tensor, _: Tensor
     ) -> tuple[Tensor | None, ...]:
@@ -74,7 +96,7 @@ class LogitsLoss(torch.autograd.Function):
         return (soft_factor * soft + hard_factor * hard).sum(), soft, hard, metrics
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return _scaled(gradient, grad_loss), *[None] * (4 + ctx.rows)
@@ -104,16 +126,17 @@ class LinearRowLosses(torch.autograd.Function):
         return soft, hard, metrics
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(
         ctx: Any, grad_soft: Tensor, grad_hard: Tensor, _: Tensor
     ) -> tuple[Tensor | None, ...]:
         wanted = list(ctx.needs_input_grad[:3])
+        inputs = ctx.saved_tensors  # read once: under checkpointing it is unpacked once
         *_, by_hidden, by_weight, by_bias = _fd.linear(
-            *ctx.saved_tensors, grad_soft, grad_hard, wanted,
+            *inputs, grad_soft, grad_hard, wanted,
             ctx.chunk_size, False, *ctx.options,
         )  # fmt: skip
-        hidden, weight, *_ = ctx.saved_tensors
+        hidden, weight, *_ = inputs
         dtypes = (hidden.dtype, weight.dtype, weight.dtype)
         gradients = (
             gradient.to(dtype)
@@ -154,7 +177,7 @@ class LinearLoss(torch.autograd.Function):
         return (soft_factor * soft + hard_factor * hard).sum(), soft, hard, metrics
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (
             _scaled(gradient, grad_loss).to(dtype)

@@ -219,6 +219,13 @@ def _no_cuda(*_: Any) -> Any:
     )
 
 
+def _no_derivative(*_: Any) -> Any:
+    raise RuntimeError(
+        "the losses of fastdistill have a derivative, its operators have none by themselves: "
+        "an exported program computes losses and metrics but cannot be trained"
+    )
+
+
 for _name, _kernel, _fake in (
     ("rows_forward", _rows_forward, _fake_rows_forward),
     ("rows_backward", _rows_backward, _fake_rows_backward),
@@ -227,3 +234,4 @@ for _name, _kernel, _fake in (
     _LIBRARY.impl(_name, _outside_autocast(_kernel), "CPU")
     _LIBRARY.impl(_name, _outside_autocast(_kernel) if _C.CUDA else _no_cuda, "CUDA")
     torch.library.register_fake(f"fastdistill::{_name}", _fake, lib=_LIBRARY)
+    torch.library.register_autograd(f"fastdistill::{_name}", _no_derivative, lib=_LIBRARY)

@@ -70,6 +70,7 @@ def distillation_loss(
 
     Raises:
         ValueError: shapes, ranges and contradictory arguments. TypeError: wrong types.
+        RuntimeError: in a backward pass that is to be differentiated (``create_graph=True``).
     """
     options = LossOptions(
         divergence, temperature, soft_weight, hard_weight, scale_by_temperature_squared,
