@@ -222,7 +222,9 @@ def test_the_teacher_has_no_graph():
 def test_the_model_is_given_what_it_needs_alone():
     model, given = llama(), {}
     model.register_forward_pre_hook(lambda _, args, kwargs: given.update(kwargs), with_kwargs=True)
-    fd.StudentHead.from_model(model, **INPUTS, num_items_in_batch=3)
+    fd.StudentHead.from_model(
+        model, **INPUTS, shift_labels=LABELS, num_items_in_batch=3, skip_logits=True
+    )
     assert given.keys() == {"input_ids", "attention_mask", "use_cache"}
     assert given["use_cache"] is False
 
