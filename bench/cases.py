@@ -1,58 +1,113 @@
-"""What is measured: sizes, dtype and inputs of each case, and the work that nobody can avoid."""
+"""What a case is: sizes, dtype and direction, its name, and the work that nobody can avoid."""
 
 from __future__ import annotations
 
-import fnmatch
-import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 import fastdistill as fd
-from fastdistill.teachers import Teacher
 
 DISTINCT_ROWS = 8
 """Inputs repeat this many rows: their float64 truth costs the same for any number of rows."""
 
-CPU = torch.device("cpu")
+_TURNS = 4
+"""Of a half-masked case: question, answer, question, answer, as long as each other."""
 
 PARAMETERS = {fd.Renyi: (0.5,), fd.AlphaBeta: (0.5, 0.5)}
 DIVERGENCES = tuple(cls(*PARAMETERS.get(cls, ())) for cls in fd.divergences.ALL)
 """One of each class, with its default parameters where it has them."""
 
+Kind = Literal["logits", "top_k", "linear", "linear_top_k", "linear_labels"]
+"""The student's logits, given or made by a head, and a teacher of the same form, one that lists its
+most likely tokens, or none but the hard labels."""
+
 
 @dataclass(frozen=True)
 class Case:
-    """One forward and backward pass of a loss, averaged over ``rows`` tokens."""
+    """One pass of a loss, averaged over the counted ones of ``rows`` tokens."""
 
-    kind: Literal["logits", "linear", "top_k"]
+    kind: Kind
     rows: int
     vocab: int
     dtype: torch.dtype
     divergence: fd.Divergence = field(default_factory=fd.ForwardKL)
-    student_width: int = 0  # hidden size, linear only
-    teacher_width: int = 0
-    listed: int = 0  # K, top_k only
+    student_width: int = 0  # hidden size, where the student is a head
+    teacher_width: int = 0  # linear only
+    listed: int = 0  # K, where the teacher is a list
+    backward: bool = True  # whether the gradients are made too
+    half_masked: bool = False  # every other quarter of the tokens does not count
+    text: bool = False  # hidden states and heads of real models on real text, linear only
+    chunk_size: int | None = None  # rows per chunk of ours; None: its own choice
     timed: bool = True
     weighed: bool = False  # whether peak memory is measured
     patience: float = 1.0  # multiplies the time that may be spent on each provider
     only: tuple[str, ...] = ()  # names of the providers; empty: all
 
     def __post_init__(self) -> None:
-        if self.rows % DISTINCT_ROWS:
-            raise ValueError(f"rows must be a multiple of {DISTINCT_ROWS}, got {self.rows}")
+        multiple = DISTINCT_ROWS * (_TURNS if self.half_masked else 1)
+        if self.rows % multiple:
+            raise ValueError(f"rows must be a multiple of {multiple}, got {self.rows}")
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the student is a head, and its logits are to be made."""
+        return self.kind.startswith("linear")
+
+    @property
+    def has_list(self) -> bool:
+        """Whether the teacher is a list of tokens."""
+        return self.kind.endswith("top_k")
+
+    @property
+    def has_dense_teacher(self) -> bool:
+        """Whether the teacher has a logit for each token of the vocabulary."""
+        return self.kind in ("logits", "linear")
+
+    @property
+    def distinct(self) -> int:
+        """The first rows that differ from one another; the others repeat them."""
+        return self.rows if self.text else DISTINCT_ROWS
+
+    @property
+    def counted(self) -> int:
+        """Rows that count."""
+        return self.rows // 2 if self.half_masked else self.rows
+
+    # ---- name ---------------------------------------------------------------------------------
+
+    @property
+    def objective(self) -> str:
+        """What is minimised."""
+        return "cross_entropy" if self.kind == "linear_labels" else self.divergence.name
+
+    @property
+    def variant(self) -> str:
+        """Everything that is not the usual pass on normal numbers; empty where all is."""
+        parts = {
+            "half_masked": self.half_masked,
+            "text": self.text,
+            "forward_only": not self.backward,
+        }
+        if self.chunk_size is not None:
+            parts[f"C{self.chunk_size}"] = True
+        return "-".join(part for part, present in parts.items() if present)
 
     @property
     def name(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        parts = [self.kind, self.divergence.name, dtype, f"N{self.rows}", f"V{self.vocab}"]
+        """Kind, objective, dtype, sizes, variant."""
+        parts = [self.kind, self.objective, str(self.dtype).removeprefix("torch.")]
+        parts += [f"N{self.rows}", f"V{self.vocab}"]
         if self.kind == "linear":
             parts.append(f"D{self.student_width}x{self.teacher_width}")
-        if self.kind == "top_k":
+        elif self.has_head:
+            parts.append(f"D{self.student_width}")
+        if self.has_list:
             parts.append(f"K{self.listed}")
-        return "-".join(parts)
+        return "-".join(filter(None, [*parts, self.variant]))
+
+    # ---- work ---------------------------------------------------------------------------------
 
     @property
     def logits_bytes(self) -> int:
@@ -61,117 +116,53 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Bytes that must move: every input read once, every gradient written once."""
+        """Bytes that must move: counted inputs read once, gradients of all written once."""
+        own = self.student_width if self.has_head else self.vocab
+        weight = self.vocab * self.student_width if self.has_head else 0
+        elements = self.counted * own + weight
+        if self.backward:
+            elements += self.rows * own + weight
         if self.kind == "linear":
-            student = (self.rows + self.vocab) * self.student_width
-            teacher = (self.rows + self.vocab) * self.teacher_width
-            return (2 * student + teacher) * self.dtype.itemsize
-        if self.kind == "top_k":
-            return 2 * self.logits_bytes + self.rows * self.listed * (8 + 4)
-        return 3 * self.logits_bytes
+            elements += (self.counted + self.vocab) * self.teacher_width
+        elif self.kind == "logits":
+            elements += self.counted * self.vocab
+        listed = {"top_k": self.listed * (8 + 4), "labels": 8}  # int64 ids, float32 log-probability
+        lists = sum(size for end, size in listed.items() if self.kind.endswith(end))
+        return elements * self.dtype.itemsize + self.counted * lists
 
     @property
     def exps(self) -> int:
         """Exponentials that must be taken: one per logit of each dense side."""
-        return self.rows * self.vocab * (1 if self.kind == "top_k" else 2)
+        return self.counted * self.vocab * (2 if self.has_dense_teacher else 1)
+
+    @property
+    def gemm_widths(self) -> tuple[int, int, int]:
+        """Summed widths of the GEMMs: logits, gradient by hidden, gradient by weight."""
+        teacher = self.teacher_width if self.kind == "linear" else 0
+        gradient = self.student_width if self.backward else 0
+        return self.student_width + teacher, gradient, gradient
 
     @property
     def flops(self) -> int:
-        """Of the GEMMs: logits of both sides, gradients by the student's hidden and weight."""
-        return 2 * self.rows * self.vocab * (3 * self.student_width + self.teacher_width)
+        """Of the GEMMs."""
+        return 2 * self.counted * self.vocab * sum(self.gemm_widths)
+
+    def mask(self) -> torch.Tensor | None:
+        """(N,) bool, True where a token counts; None where all do."""
+        if not self.half_masked:
+            return None
+        return torch.arange(self.rows) // (self.rows // _TURNS) % 2 == 1
 
     def quick(self) -> Case:
-        """The same case, some hundred times smaller."""
+        """The same case, some hundred times smaller; the sizes of real models stay."""
+        multiple = DISTINCT_ROWS * (_TURNS if self.half_masked else 1)
+        rows = max(multiple, self.rows // 8 // multiple * multiple)
+        if self.text:
+            return replace(self, rows=rows)
         return replace(
             self,
-            rows=max(DISTINCT_ROWS, self.rows // 8),
+            rows=rows,
             vocab=self.vocab // 8,
             student_width=self.student_width // 4,
             teacher_width=self.teacher_width // 4,
         )
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The tensors that want a gradient, by their argument's name, and the teacher."""
-
-    leaves: dict[str, Tensor]
-    teacher: Teacher
-
-
-class _Normal:
-    """Normal numbers, the same in every process on such a device."""
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        generator = torch.Generator(device).manual_seed(0)
-        self._dtype = dtype
-        self._options: dict[str, Any] = {"generator": generator, "device": device}
-
-    def rows(self, repeats: int, width: int, deviation: float) -> Tensor:
-        distinct = deviation * torch.randn(DISTINCT_ROWS, width, **self._options)
-        return distinct.to(self._dtype).repeat(repeats, 1)
-
-    def weight(self, vocab: int, width: int, deviation: float) -> Tensor:
-        weight = torch.randn(vocab, width, dtype=self._dtype, **self._options)
-        return weight.mul_(deviation / math.sqrt(width))
-
-
-def build_inputs(case: Case, device: torch.device = CPU) -> Inputs:
-    """Student logits of deviation 2, teacher logits of deviation 3, given or made by a head."""
-    normal, repeats = _Normal(case.dtype, device), case.rows // DISTINCT_ROWS
-    teacher: Teacher
-    if case.kind == "linear":
-        leaves = {
-            "student_hidden": normal.rows(repeats, case.student_width, 1.0),
-            "student_weight": normal.weight(case.vocab, case.student_width, 2.0),
-        }
-        hidden = normal.rows(repeats, case.teacher_width, 1.0)
-        teacher = fd.TeacherHead(hidden, normal.weight(case.vocab, case.teacher_width, 3.0))
-    else:
-        leaves = {"student_logits": normal.rows(repeats, case.vocab, 2.0)}
-        if case.kind == "logits":
-            teacher = fd.TeacherLogits(normal.rows(repeats, case.vocab, 3.0))
-        else:
-            log_p = normal.rows(1, case.vocab, 3.0).float().log_softmax(-1)
-            log_probs, ids = log_p.topk(case.listed)
-            teacher = fd.TopKTeacher(ids.repeat(repeats, 1), log_probs.repeat(repeats, 1))
-    return Inputs({name: leaf.requires_grad_() for name, leaf in leaves.items()}, teacher)
-
-
-def _full() -> tuple[Case, ...]:
-    qwen, smollm2 = 151936, 49152
-    half, single = torch.bfloat16, torch.float32
-    logits = [Case("logits", 256, qwen, half, weighed=True), Case("logits", 256, qwen, single)]
-    for divergence in (fd.ReverseKL(), fd.JensenShannon()):
-        logits += [
-            replace(case, divergence=divergence, weighed=False, patience=0.5) for case in logits[:2]
-        ]
-    linear = Case(
-        "linear", 1024, smollm2, half, student_width=576, teacher_width=1024, weighed=True,
-        patience=3.0,
-    )  # fmt: skip
-    memory = replace(
-        linear, rows=2048, vocab=qwen, student_width=512, timed=False,
-        only=("fastdistill", "torch eager"),
-    )  # fmt: skip
-    return (
-        *logits,
-        Case("top_k", 256, qwen, half, listed=64, weighed=True),
-        linear,
-        memory,
-        replace(memory, rows=4096),
-    )
-
-
-FULL = _full()
-QUICK = tuple(case.quick() for case in FULL)
-
-
-def select(cases: tuple[Case, ...], pattern: str | None) -> list[Case]:
-    """Cases whose name contains the pattern, in which ``*`` and ``?`` are wildcards."""
-    return [case for case in cases if fnmatch.fnmatch(case.name, f"*{pattern or ''}*")]
-
-
-def find(name: str) -> Case:
-    """The case of that name."""
-    return next(case for case in (*FULL, *QUICK) if case.name == name)

@@ -11,19 +11,19 @@ import torch
 Clock = Callable[[], float]
 
 
-class Milliseconds(NamedTuple):
-    """Percentiles of the times of one provider."""
+class Percentiles(NamedTuple):
+    """Of the times of one provider, or of the ratios of two."""
 
     p20: float
     p50: float
     p80: float
 
 
-def percentiles(seconds: list[float]) -> Milliseconds:
-    """Interpolated percentiles, in milliseconds."""
+def percentiles(values: list[float], scale: float = 1.0) -> Percentiles:
+    """Interpolated percentiles, times ``scale``: 1e3 makes milliseconds of seconds."""
     levels = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    p20, p50, p80 = torch.quantile(torch.tensor(seconds, dtype=torch.float64), levels).tolist()
-    return Milliseconds(1e3 * p20, 1e3 * p50, 1e3 * p80)
+    found = torch.quantile(torch.tensor(values, dtype=torch.float64), levels)
+    return Percentiles(*(scale * found).tolist())
 
 
 def time_once(runner: Callable[[], object], clock: Clock = time.perf_counter) -> float:

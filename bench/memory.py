@@ -1,13 +1,14 @@
 """Peak extra memory of one pass, as the kernel counts it, in a process of its own.
 
-``python -m bench.memory CASE PROVIDER THREADS`` is that process: when the inputs are there it
-resets the peak of its resident memory, prints it, makes one pass, and prints the new peak.
+``python -m bench.memory`` is that process. It reads a job; when the inputs are there it resets the
+peak of its resident memory, prints it, makes one pass, and prints the new peak.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,13 +17,16 @@ from typing import NamedTuple
 
 import torch
 
-from .cases import DISTINCT_ROWS, Case, build_inputs
-from .cases import find as find_case
+from .cases import Case
+from .inputs import build_inputs
 from .provider import Provider
 
 ROOT = Path(__file__).resolve().parents[1]
 _EAGER_COPIES = 12
 """Float32 tensors of the size of the logits that plain torch holds at its peak, about."""
+
+_FEW_ROWS, _FEW_TOKENS = 32, 1024
+"""A pass that small loads what is loaded at the first use of anything."""
 
 
 class Peak(NamedTuple):
@@ -49,7 +53,7 @@ def reset_resident_peak() -> int:
 
 def unaffordable(case: Case, provider: Provider) -> str | None:
     """Why a pass would not fit into memory, or None."""
-    if case.kind != "linear" or provider.role == "ours":
+    if not case.has_head or provider.role == "ours":
         return None
     needed = _EAGER_COPIES * 4 * case.rows * case.vocab
     lines = Path("/proc/meminfo").read_text().splitlines()
@@ -61,12 +65,12 @@ def unaffordable(case: Case, provider: Provider) -> str | None:
 
 def measure_peak(case: Case, provider: Provider, timeout: float) -> Peak:
     """Run the case in a process of its own, for at most ``timeout`` seconds."""
-    command = [sys.executable, "-m", "bench.memory", case.name, provider.name]
-    process = subprocess.Popen(
-        [*command, str(torch.get_num_threads())], stdout=subprocess.PIPE, cwd=ROOT, text=True
-    )
+    job = pickle.dumps((case, provider.name, torch.get_num_threads()))
+    command = [sys.executable, "-m", "bench.memory"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=ROOT)
     try:
-        output, _ = process.communicate(timeout=timeout)
+        output, _ = process.communicate(job, timeout)
         stopped_at = None
     except subprocess.TimeoutExpired:
         stopped_at = resident_peak(process.pid)
@@ -80,8 +84,8 @@ def measure_peak(case: Case, provider: Provider, timeout: float) -> Peak:
 
 
 def _child(case: Case, provider: Provider) -> None:
-    if not provider.compiled:  # what is loaded at the first use of anything
-        few = replace(case, rows=DISTINCT_ROWS)
+    if not provider.compiled:
+        few = replace(case, rows=_FEW_ROWS, vocab=max(_FEW_TOKENS, case.listed), text=False)
         provider.build(few, build_inputs(few))()
     runner = provider.build(case, build_inputs(case))
     if provider.compiled:
@@ -94,5 +98,6 @@ def _child(case: Case, provider: Provider) -> None:
 if __name__ == "__main__":
     from .providers import find as find_provider
 
-    torch.set_num_threads(int(sys.argv[3]))
-    _child(find_case(sys.argv[1]), find_provider(sys.argv[2]))
+    case, name, threads = pickle.load(sys.stdin.buffer)
+    torch.set_num_threads(threads)
+    _child(case, find_provider(name))

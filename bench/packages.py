@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor
 
 import fastdistill as fd
 
-from .cases import Case, Inputs
-from .provider import Provider, Runner
+from .cases import Case
+from .provider import Loss, Provider, by_loss
+
+IGNORED = -100
+"""The label of a token that does not count."""
 
 
 @functools.cache
@@ -25,6 +29,9 @@ def _attribute(module: str, name: str) -> tuple[Any, str | None]:
             return getattr(importlib.import_module(module), name), None
     except Exception as error:  # a broken package is as good as none
         return None, f"cannot import {module}: {error}"
+
+
+# ---- distillation -----------------------------------------------------------------------------
 
 
 def _liger() -> tuple[Any, str | None]:
@@ -51,70 +58,106 @@ def _applies(case: Case) -> bool:
 
 
 def _fla_applies(case: Case) -> bool:
-    return case.kind == "linear" and case.divergence == fd.ForwardKL()
+    return case.kind == "linear" and case.divergence == fd.ForwardKL() and not case.half_masked
 
 
-def _build_liger(case: Case, inputs: Inputs, *, compiled: bool) -> Runner:
-    loss = _liger()[0](
+def _liger_loss(case: Case, *, compiled: bool) -> Loss:
+    whole = _liger()[0](
         weight_hard_loss=0.0, weight_soft_loss=1.0, beta=_beta(case), compiled=compiled
     )
-    hidden, weight = leaves = tuple(inputs.leaves.values())
-    labels = torch.zeros(case.rows, dtype=torch.int64, device=hidden.device)
-    teacher = inputs.teacher
-    assert isinstance(teacher, fd.TeacherHead)
 
-    def run() -> tuple[Tensor, ...]:
-        value = loss(hidden, weight, teacher.hidden, teacher.weight, labels)
-        return value.detach(), *torch.autograd.grad(value, leaves)
+    def loss(
+        hidden: Tensor, weight: Tensor, teacher: fd.TeacherHead, *, mask: Tensor | None = None
+    ) -> Tensor:
+        labels = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+        if mask is not None:
+            labels.masked_fill_(~mask, IGNORED)
+        return whole(hidden, weight, teacher.hidden, teacher.weight, labels)  # type: ignore[no-any-return]
 
-    return run
+    return loss
 
 
-def _build_trl(case: Case, inputs: Inputs) -> Runner:
+def _trl_loss(case: Case) -> Loss:
     function, beta = _trl()[0], _beta(case)
     no_bias, transform = None, (1.0, None)  # scale and softcap
-    hidden, weight = leaves = tuple(inputs.leaves.values())
-    teacher = inputs.teacher
-    assert isinstance(teacher, fd.TeacherHead)
 
-    def run() -> tuple[Tensor, ...]:
-        rows, _ = function.apply(
-            hidden, weight, no_bias, teacher.hidden, teacher.weight, no_bias, beta, 1.0, *transform,
-            *transform,
+    def loss(
+        hidden: Tensor, weight: Tensor, teacher: fd.TeacherHead, *, mask: Tensor | None = None
+    ) -> Tensor:
+        rows = slice(None) if mask is None else mask  # what its trainer does before the call
+        values, _ = function.apply(
+            hidden[rows], weight, no_bias, teacher.hidden[rows], teacher.weight, no_bias, beta, 1.0,
+            *transform, *transform,
         )  # fmt: skip
-        value = rows.mean()
-        return value.detach(), *torch.autograd.grad(value, leaves)
+        return values.mean()  # type: ignore[no-any-return]
 
-    return run
+    return loss
 
 
-def _build_fla(case: Case, inputs: Inputs) -> Runner:
-    loss = _fla()[0]
-    hidden, weight = leaves = tuple(inputs.leaves.values())
-    teacher = inputs.teacher
-    assert isinstance(teacher, fd.TeacherHead)
+def _fla_loss(_: Case) -> Loss:
+    whole = _fla()[0]
+    return lambda hidden, weight, teacher: whole(hidden, teacher.hidden, weight, teacher.weight)
 
-    def run() -> tuple[Tensor, ...]:
-        value = loss(hidden, teacher.hidden, weight, teacher.weight)
-        return value.detach(), *torch.autograd.grad(value, leaves)
 
-    return run
+# ---- hard labels ------------------------------------------------------------------------------
 
+
+def _torch_linear() -> tuple[Any, str | None]:
+    return _attribute("torch.nn.functional", "linear_cross_entropy")
+
+
+def _torch_options() -> tuple[Any, str | None]:
+    return _attribute("torch.nn", "LinearCrossEntropyOptions")
+
+
+def _cut() -> tuple[Any, str | None]:
+    return _attribute("cut_cross_entropy", "linear_cross_entropy")
+
+
+def _on_labels(function: Callable[..., Tensor], **options: Any) -> Loss:
+    return lambda hidden, weight, _, labels: function(hidden, weight, labels, **options)
+
+
+def _has_labels(case: Case) -> bool:
+    return case.kind == "linear_labels"
+
+
+# ---- all --------------------------------------------------------------------------------------
 
 PACKAGES = (
     Provider(
         "liger",
-        functools.partial(_build_liger, compiled=False),
+        by_loss(functools.partial(_liger_loss, compiled=False)),
         applies=_applies,
         missing=lambda: _liger()[1],
     ),
     Provider(
         "liger compiled",
-        functools.partial(_build_liger, compiled=True),
+        by_loss(functools.partial(_liger_loss, compiled=True)),
         applies=_applies,
         missing=lambda: _liger()[1],
         compiled=True,
     ),
-    Provider("trl", _build_trl, applies=_applies, missing=lambda: _trl()[1]),
-    Provider("fla", _build_fla, applies=_fla_applies, missing=lambda: _fla()[1]),
+    Provider("trl", by_loss(_trl_loss), applies=_applies, missing=lambda: _trl()[1]),
+    Provider("fla", by_loss(_fla_loss), applies=_fla_applies, missing=lambda: _fla()[1]),
+    Provider(
+        "torch linear_cross_entropy",
+        by_loss(lambda _: _on_labels(_torch_linear()[0])),
+        applies=_has_labels,
+        missing=lambda: _torch_linear()[1],
+    ),
+    Provider(
+        "torch linear_cross_entropy, chunked",
+        by_loss(lambda _: _on_labels(_torch_linear()[0], options=_torch_options()[0]())),
+        applies=_has_labels,
+        missing=lambda: _torch_options()[1],
+        compiled=True,  # it imports what it needs at its first call, which takes seconds
+    ),
+    Provider(
+        "cut-cross-entropy compiled",
+        by_loss(lambda _: _on_labels(_cut()[0], impl="torch_compile")),
+        applies=_has_labels,
+        missing=lambda: _cut()[1],
+        compiled=True,
+    ),
 )

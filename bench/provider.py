@@ -5,27 +5,62 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from .cases import Case, Inputs
+import fastdistill as fd
+
+from .cases import Case
+from .inputs import Inputs
 
 Result = tuple[Tensor, ...]
-"""The loss, then the gradient by each leaf, in the order of the leaves; nothing for a limit."""
+"""The loss, then, where the case has a backward, the gradient by each leaf; nothing for a limit."""
 
 Runner = Callable[[], Result]
-"""One forward and backward pass; gradients go to memory that is fresh each time, as in training."""
-
+"""One pass of a case; gradients go to memory that is fresh each time, as in training."""
 
 Loss = Callable[..., Tensor]
-"""The loss of the student's tensors and a teacher."""
+"""The mean loss of the student's tensors, a teacher, and ``labels`` and ``mask`` if there are."""
+
+Build = Callable[[Case, Inputs], Runner]
+
+
+def make_runner(case: Case, inputs: Inputs, loss: Loss) -> Runner:
+    """Forward, and backward where the case has one, of a loss."""
+    leaves = tuple(inputs.leaves.values())
+
+    def forward() -> Result:
+        with torch.no_grad():
+            return (loss(*leaves, inputs.teacher, **inputs.tokens),)
+
+    def both() -> Result:
+        value = loss(*leaves, inputs.teacher, **inputs.tokens)
+        return value.detach(), *torch.autograd.grad(value, leaves)
+
+    return both if case.backward else forward
+
+
+def by_loss(loss_of_case: Callable[[Case], Loss]) -> Build:
+    """What builds the runner of a loss that depends on the case."""
+    return lambda case, inputs: make_runner(case, inputs, loss_of_case(case))
+
+
+def options_of(case: Case) -> dict[str, Any]:
+    """The options of the loss of a case."""
+    options: dict[str, Any] = {"divergence": case.divergence}
+    if case.kind == "linear_labels":
+        options |= {"soft_weight": 0.0, "hard_weight": 1.0}
+    if case.chunk_size is not None:
+        options["chunk_size"] = case.chunk_size
+    return options
 
 
 def loss_of(module: object, case: Case) -> Loss:
     """The loss of a case, of fastdistill or of its reference."""
-    name = "linear_distillation_loss" if case.kind == "linear" else "distillation_loss"
-    return functools.partial(getattr(module, name), divergence=case.divergence)
+    name = "linear_distillation_loss" if case.has_head else "distillation_loss"
+    return functools.partial(getattr(module, name), **options_of(case))
 
 
 def always(_: Case) -> bool:
@@ -45,10 +80,14 @@ class Provider:
     """
 
     name: str
-    build: Callable[[Case, Inputs], Runner]
+    build: Build
     role: Literal["ours", "rival", "limit"] = "rival"
     applies: Callable[[Case], bool] = always
     missing: Callable[[], str | None] = installed  # why it cannot be had here, or None
-    weighed: bool = True  # whether its peak memory is measured too
     compiled: bool = False  # whether the first run is not like the others
     native_gemms: bool = True  # whether GEMMs run in the dtype of the case, whatever their speed
+
+
+OURS = Provider(
+    "fastdistill", by_loss(functools.partial(loss_of, fd)), role="ours", native_gemms=False
+)

@@ -8,26 +8,12 @@ from torch.nn import functional as F
 
 import fastdistill as fd
 from fastdistill import reference
+from fastdistill.teachers import Teacher
 
-from .cases import Case, Inputs
-from .limits import GEMMS
+from .cases import Case
+from .gemms import GEMMS
 from .packages import PACKAGES
-from .provider import Loss, Provider, Runner, loss_of
-
-
-def gradient_runner(loss: Loss, inputs: Inputs) -> Runner:
-    """Forward and backward of ``loss(*leaves, teacher)``."""
-    leaves = tuple(inputs.leaves.values())
-
-    def run() -> tuple[Tensor, ...]:
-        value = loss(*leaves, inputs.teacher)
-        return value.detach(), *torch.autograd.grad(value, leaves)
-
-    return run
-
-
-def _compiled(loss: Loss) -> Loss:
-    return torch.compile(loss, dynamic=False, fullgraph=True)
+from .provider import OURS, Loss, Provider, by_loss, loss_of
 
 
 def kl_div(student_logits: Tensor, teacher: fd.TeacherLogits) -> Tensor:
@@ -47,38 +33,59 @@ def gather_kl(student_logits: Tensor, teacher: fd.TopKTeacher) -> Tensor:
     return (listed + tail_p * (tail_p / tail_q).log()).mean()
 
 
-def _torch_formula(case: Case) -> Loss:
-    return kl_div if case.kind == "logits" else gather_kl
+def cross_entropy(hidden: Tensor, weight: Tensor, _: Teacher, labels: Tensor) -> Tensor:
+    """Of a head with hard labels, as it is usually written."""
+    return F.cross_entropy(F.linear(hidden, weight).float(), labels)
 
 
-def _has_torch_formula(case: Case) -> bool:
-    return case.kind != "linear" and case.divergence == fd.ForwardKL()
+def after_heads(formula: Loss) -> Loss:
+    """A formula of logits, behind the heads that make them, on the tokens that count."""
+
+    def loss(
+        hidden: Tensor, weight: Tensor, teacher: Teacher, *, mask: Tensor | None = None
+    ) -> Tensor:
+        rows = slice(None) if mask is None else mask
+        if isinstance(teacher, fd.TeacherHead):
+            teacher = fd.TeacherLogits(F.linear(teacher.hidden[rows], teacher.weight))
+        return formula(F.linear(hidden[rows], weight), teacher)
+
+    return loss
 
 
-OURS = Provider(
-    "fastdistill",
-    lambda case, inputs: gradient_runner(loss_of(fd, case), inputs),
-    role="ours",
-    native_gemms=False,
-)
+def reference_formula(case: Case) -> Loss:
+    """The formula of the reference; of hard labels it would take the teacher's too."""
+    return cross_entropy if case.kind == "linear_labels" else loss_of(reference, case)
+
+
+def short_formula(case: Case) -> Loss:
+    """Forward KL in as few lines of torch as are common."""
+    formula: Loss = gather_kl if case.has_list else kl_div
+    return after_heads(formula) if case.has_head else formula
+
+
+def _has_short_formula(case: Case) -> bool:
+    return case.kind != "linear_labels" and case.divergence == fd.ForwardKL()
+
+
+def _has_one_shape(case: Case) -> bool:
+    """Rows that are chosen by a mask are as many as the data say: no graph for one shape."""
+    return _has_short_formula(case) and not case.half_masked
+
+
+def _compiled(formula: Loss) -> Loss:
+    return torch.compile(formula, dynamic=False, fullgraph=True)
+
+
 TORCH = (
-    Provider("torch eager", lambda case, x: gradient_runner(loss_of(reference, case), x)),
+    Provider("torch eager", by_loss(reference_formula)),
     Provider(
-        "torch.compile",
-        lambda case, x: gradient_runner(_compiled(loss_of(reference, case)), x),
-        compiled=True,
+        "torch.compile", by_loss(lambda case: _compiled(reference_formula(case))), compiled=True
     ),
-    Provider(
-        "torch short formula",
-        lambda case, x: gradient_runner(_torch_formula(case), x),
-        applies=_has_torch_formula,
-        weighed=False,
-    ),
+    Provider("torch short formula", by_loss(short_formula), applies=_has_short_formula),
     Provider(
         "torch.compile short formula",
-        lambda case, x: gradient_runner(_compiled(_torch_formula(case)), x),
-        applies=_has_torch_formula,
-        weighed=False,
+        by_loss(lambda case: _compiled(short_formula(case))),
+        applies=_has_one_shape,
         compiled=True,
     ),
 )

@@ -1,4 +1,4 @@
-"""``python -m bench readme CSV``: the table of the README, from committed results."""
+"""The table of the README, from committed results."""
 
 from __future__ import annotations
 
@@ -6,50 +6,40 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .document import ROOT, replace_block
-from .report import read_csv
+from .summary import PLAIN, Summary, read
 
-_RIVALS = {"torch eager": "torch eager", "torch.compile": "torch compile"}
+_HEAD = (
+    "| forward + backward | fastdistill | torch eager | torch.compile | fastest other "
+    "| our extra memory | torch eager's |",
+    "|---|--:|--:|--:|--:|--:|--:|",
+)
 
 
-def _cells(name: str, rows: dict[str, dict[str, str]]) -> Iterator[str]:
+def _cells(summary: Summary) -> Iterator[str]:
     """One line of the table: a case, our time, the rivals' ratios, both peaks."""
-    ours = rows["fastdistill"]
-    yield name
-    yield f"{float(ours['ms_p50']):.0f} ms" if ours["ms_p50"] else ""
-    for provider in _RIVALS:
-        rival = rows.get(provider, {})
-        ratio, note = rival.get("ratio_to_ours"), rival.get("note", "")
-        yield f"{float(ratio):.1f} ×" if ratio else ("too slow" if "skipped" in note else "")
-    for provider in ("fastdistill", "torch eager"):
-        peak = rows.get(provider, {}).get("peak_extra_mb")
-        yield f"{float(peak):.0f} MB" if peak else ""
-
-
-def _title(row: dict[str, str]) -> str:
-    what = f"{row['kind'].replace('_', '-')}, {row['divergence']}, {row['dtype']}"
-    return f"{what}, N={row['n']}, V={row['v']}"
+    yield summary.title
+    yield "" if summary.ours_ms is None else f"{summary.ours_ms:.0f} ms"
+    for name in PLAIN:
+        ratio = summary.ratios[name]
+        yield summary.skipped.get(name, "") if ratio is None else f"{ratio:.1f} ×"
+    other = summary.fastest_other
+    yield "" if other is None else f"{other[1]:.1f} × ({other[0]})"
+    for peak in summary.peaks_mb.values():
+        yield "" if peak is None else f"{peak:.0f} MB"
 
 
 def table(path: Path) -> str:
     """Markdown of all cases, and where it was made."""
-    facts, rows = read_csv(path)
-    lines = [
-        "| forward + backward | fastdistill | torch eager | torch.compile | our extra memory "
-        "| torch eager's |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    for case in dict.fromkeys(row["case"] for row in rows):
-        of_case = {row["provider"]: row for row in rows if row["case"] == case}
-        title = _title(of_case["fastdistill"])
-        lines.append("| " + " | ".join(_cells(title, of_case)) + " |")
-    where = f"{facts['cpu']}, {facts['instruction set']}, torch {facts['torch']}"
-    where += f", {facts['threads']} threads, {facts['date']}"
-    lines += [
-        "",
-        f"Times as multiples of ours, medians of one interleaved run ({where}); `python -m bench`, "
-        f"all rows in [`{path.name}`](bench/results/{path.name}).",
-    ]
-    return "\n".join(lines)
+    place, summaries = read(path)
+    lines = [*_HEAD, *("| " + " | ".join(_cells(summary)) + " |" for summary in summaries)]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Times as multiples of ours, medians of one interleaved run ({place}); "
+            f"`python -m bench`, all rows in [`{path.name}`](bench/results/{path.name}).",
+        ]
+    )
 
 
 def update(path: Path) -> None:

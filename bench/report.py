@@ -8,9 +8,10 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +28,8 @@ RESULTS = Path(__file__).with_name("results")
 class Row:
     """What one provider did with one case. None: not measured, or without meaning.
 
+    ``divergence`` is "cross_entropy" where the labels are all that there is to learn; ``variant``
+    says what is unusual: "forward_only", "half_masked", real "text".
     Ratios are time over the time of fastdistill. ``gb_per_s`` counts every input read once and
     every gradient written once, however often a provider moves them; ``gflop_per_s`` counts the
     GEMMs. Errors are relative to the largest true magnitude; peak memory is what a pass takes
@@ -42,6 +45,7 @@ class Row:
     d_student: int
     d_teacher: int
     k: int
+    variant: str
     provider: str
     role: str
     runs: int = 0
@@ -62,13 +66,11 @@ class Row:
     def of(cls, case: Case, provider: Provider, note: str = "") -> Row:
         """A row that has no measurements yet."""
         return cls(
-            case.name, case.kind, case.divergence.name, str(case.dtype).removeprefix("torch."),
+            case.name, case.kind, case.objective, str(case.dtype).removeprefix("torch."),
             case.rows, case.vocab, case.student_width, case.teacher_width, case.listed,
-            provider.name, provider.role, note=note,
+            case.variant, provider.name, provider.role, note=note,
         )  # fmt: skip
 
-
-COLUMNS = tuple(field.name for field in fields(Row))
 
 # ---- where it was made ------------------------------------------------------------------------
 
@@ -83,10 +85,15 @@ def cpu_model() -> str:
     return found.group(1) if found else platform.machine()
 
 
-def default_csv() -> Path:
-    """The file of this machine: its processor and its number of threads."""
+def csv_path(ending: str) -> Path:
+    """The file of this machine's processor whose name ends so."""
     words = re.findall(r"[a-z0-9]+", cpu_model().lower().replace("(r)", ""))
-    return RESULTS / f"{'-'.join(words)}-{torch.get_num_threads()}-threads.csv"
+    return RESULTS / f"{'-'.join(words)}-{ending}.csv"
+
+
+def default_csv() -> Path:
+    """The file of the cases of this machine, with its number of threads."""
+    return csv_path(f"{torch.get_num_threads()}-threads")
 
 
 def _commit() -> str:
@@ -123,14 +130,15 @@ def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def write_csv(path: Path, facts: dict[str, str], rows: Iterable[Row]) -> None:
-    """``# fact: value`` lines, then a row of column names, then the rows."""
+def write_csv(path: Path, facts: dict[str, str], rows: Sequence[Any]) -> None:
+    """``# fact: value`` lines, then the names of the fields of the rows, then the rows."""
+    columns = [field.name for field in fields(rows[0])]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         file.writelines(f"# {name}: {value}\n" for name, value in facts.items())
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([_text(getattr(row, name)) for name in COLUMNS] for row in rows)
+        writer.writerow(columns)
+        writer.writerows([_text(getattr(row, name)) for name in columns] for row in rows)
 
 
 def read_csv(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
@@ -167,16 +175,20 @@ def _cell(column: str, value: object) -> str:
 
 def format_table(rows: list[Row]) -> str:
     """The rows of one case, under its name."""
-    lines = [list(_TABLE.values())]
-    lines += [[_cell(column, getattr(row, column)) for column in _TABLE] for row in rows]
+    lines = [[_cell(column, getattr(row, column)) for column in _TABLE] for row in rows]
+    return f"{rows[0].case}\n{aligned([list(_TABLE.values()), *lines])}"
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """Cells in columns; all but the first and the last of a line end in one place."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     last = len(widths) - 1
 
-    def aligned(line: list[str]) -> str:
+    def joined(line: list[str]) -> str:
         cells = (
             cell.ljust(width) if i in (0, last) else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         return "  ".join(cells).rstrip()
 
-    return "\n".join([rows[0].case, *map(aligned, lines)])
+    return "\n".join(map(joined, lines))

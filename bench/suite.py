@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from . import check
-from .cases import Case, Inputs, build_inputs
-from .limits import GEMM_LIMIT, Machine, predicted_gemm_seconds
+from . import check, text
+from .cases import Case
+from .gemms import GEMM_LIMIT, predicted_gemm_seconds
+from .inputs import Inputs, build_inputs
+from .limits import Machine
 from .measure import interleave, percentiles, time_once
 from .memory import measure_peak, unaffordable
-from .provider import Provider, Result, Runner
-from .providers import OURS, PROVIDERS
+from .provider import OURS, Provider, Result, Runner
+from .providers import PROVIDERS
 from .report import Row
 
 
@@ -21,7 +23,7 @@ from .report import Row
 class Limits:
     """How much time may be spent, in seconds."""
 
-    budget: float = 3.0  # on the timed runs of one provider and case, times Case.patience
+    budget: float = 2.0  # on the timed runs of one provider and case, times Case.patience
     longest_run: float = 30.0  # predicted; a provider that takes longer is left out
     memory: float = 100.0  # on one measurement of memory
 
@@ -51,7 +53,8 @@ def participants(case: Case, providers: Iterable[Provider]) -> list[Provider]:
 
 def reason_to_skip(case: Case, provider: Provider, limits: Limits) -> str | None:
     """Why a participant is left out, or None."""
-    if reason := provider.missing() or unaffordable(case, provider):
+    unavailable = text.missing() if case.text else None
+    if reason := unavailable or provider.missing() or unaffordable(case, provider):
         return reason
     predicted = predicted_gemm_seconds(case, provider) if case.timed else 0.0
     if predicted > limits.longest_run:
@@ -88,19 +91,22 @@ def _time(
 ) -> list[tuple[Row, Provider]]:
     """Fill in times and errors; returns those whose result is right."""
     torch.compiler.reset()  # else the many shapes of a suite exhaust the cache of one formula
-    inputs, true = build_inputs(case), check.truth(case)
+    if not kept:
+        return []
+    inputs = build_inputs(case)
+    true = check.truth(case, inputs)
     entries = [e for pair in kept if (e := _first_run(case, inputs, true, *pair)) is not None]
     seconds = _timed_runs(entries, limits.budget * case.patience)
     for entry in entries:
         own = seconds[entry.row.provider]
         entry.row.runs = len(own)
-        entry.row.ms_p20, entry.row.ms_p50, entry.row.ms_p80 = percentiles(own)
+        entry.row.ms_p20, entry.row.ms_p50, entry.row.ms_p80 = percentiles(own, 1e3)
     _compare(case, machine, [entry.row for entry in entries])
     return [(entry.row, entry.provider) for entry in entries]
 
 
 def _first_run(
-    case: Case, inputs: Inputs, true: Result, row: Row, provider: Provider
+    case: Case, inputs: Inputs, true: check.Truth, row: Row, provider: Provider
 ) -> _Entry | None:
     """Warm the provider up and check what it computes; None if that is not the case."""
     try:
@@ -108,7 +114,7 @@ def _first_run(
         results: list[Result] = []
         first = time_once(lambda: results.append(runner()))
         if provider.role != "limit":
-            found = check.errors(results.pop(), true)
+            found = check.errors(results.pop(), true, inputs.tokens.get("mask"))
             row.value_error, row.gradient_error = found
             if not check.is_right(found, case.dtype):
                 raise WrongResultError(f"{provider.name} is wrong on {case.name}: {found}")
@@ -136,7 +142,7 @@ def _compare(case: Case, machine: Machine, rows: list[Row]) -> None:
     """Fill in what follows from the times of all."""
     ms = {row.provider: row.ms_p50 for row in rows}
     ours = ms.get(OURS.name)
-    limit = ms.get(GEMM_LIMIT) if case.kind == "linear" else 1e3 * machine.seconds(case)
+    limit = ms.get(GEMM_LIMIT) if case.has_head else 1e3 * machine.seconds(case)
     for row in rows:
         assert row.ms_p50 is not None
         row.ratio_to_ours = row.ms_p50 / ours if ours else None
@@ -144,7 +150,7 @@ def _compare(case: Case, machine: Machine, rows: list[Row]) -> None:
         row.percent_of_limit = 100 * limit / row.ms_p50 if limit else None
         if row.role != "limit":
             row.gb_per_s = case.bytes / row.ms_p50 / 1e6
-        if case.kind == "linear":
+        if case.has_head:
             row.gflop_per_s = case.flops / row.ms_p50 / 1e6
 
 
@@ -152,7 +158,7 @@ def _compare(case: Case, machine: Machine, rows: list[Row]) -> None:
 
 
 def _weigh(case: Case, limits: Limits, row: Row, provider: Provider) -> None:
-    if provider.role == "limit" or not provider.weighed:
+    if provider.role == "limit":
         return
     peak = measure_peak(case, provider, limits.memory)
     row.peak_extra_mb = peak.megabytes

@@ -12,9 +12,9 @@ import fastdistill as fd
 
 from .. import check
 from ..accuracy import DTYPES, LOSSES, REGIMES, worst
-from ..cases import DIVERGENCES, Case, build_inputs
-from ..provider import Runner, loss_of
-from ..providers import gradient_runner
+from ..cases import DIVERGENCES, Case
+from ..inputs import Inputs, build_inputs
+from ..provider import Runner, loss_of, make_runner
 from .worker import Context
 
 _ERRORS = ("value_error", "gradient_error")
@@ -46,14 +46,14 @@ def _logits(context: Context, divergence: fd.Divergence, dtype: torch.dtype) -> 
     }
 
 
-def chunked_runner(case: Case, device: torch.device, reduction: str) -> Runner:
+def chunked_runner(case: Case, inputs: Inputs, reduction: str) -> Runner:
     """Ours; a linear loss in three chunks of which the last one is smaller.
 
     With the reduction "none" the gradients are those of the sum of the rows.
     """
     chunks = {"chunk_size": 3 * case.rows // 8} if case.kind == "linear" else {}
     loss = functools.partial(loss_of(fd, case), reduction=reduction, **chunks)
-    return gradient_runner(lambda *tensors: loss(*tensors).sum(), build_inputs(case, device))
+    return make_runner(case, inputs, lambda *tensors: loss(*tensors).sum())
 
 
 def _of_case(
@@ -65,8 +65,8 @@ def _of_case(
         student_width=32 if context.dry_run else 512,
         teacher_width=48 if context.dry_run else 768,
     )  # fmt: skip
-    device = context.device.torch
-    found = check.errors(chunked_runner(case, device, "mean")(), check.truth(case, device))
+    inputs = build_inputs(case, context.device.torch)
+    found = check.errors(chunked_runner(case, inputs, "mean")(), check.truth(case, inputs))
     return {
         "value_error": found.value,
         "gradient_error": found.gradient,

@@ -59,7 +59,7 @@ class Device:
             self.synchronize()
             once = time_once(lambda: (run(), self.synchronize()))
             times = self._event_seconds(run, max(least, min(most, int(seconds / once))))
-        return Timing(len(times), *percentiles(times))
+        return Timing(len(times), *percentiles(times, 1e3))
 
     def _event_seconds(self, run: Run, repeats: int) -> list[float]:
         """By events around each run, before which the L2 cache is flushed.

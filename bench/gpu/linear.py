@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-import fastdistill as fd
 
 from .. import check
-from ..cases import Case, Inputs, build_inputs
-from ..limits import GEMMS
+from ..cases import Case
+from ..gemms import GEMMS
+from ..inputs import Inputs, build_inputs
 from ..packages import PACKAGES
-from ..provider import Provider, Result, Runner
-from ..providers import OURS, TORCH, gradient_runner, kl_div
+from ..provider import OURS, Provider
+from ..providers import find
 from .worker import Context
 
 _ROWS = 4096
@@ -40,35 +36,18 @@ def shapes(*, dry_run: bool) -> dict[str, Case]:
     }  # fmt: skip
 
 
-def short_formula(
-    student_hidden: Tensor, student_weight: Tensor, teacher: fd.TeacherHead
-) -> Tensor:
-    """Forward KL of two heads as it is usually written."""
-    teacher_logits = F.linear(teacher.hidden, teacher.weight)
-    return kl_div(F.linear(student_hidden, student_weight), fd.TeacherLogits(teacher_logits))
-
-
-def _short(_: Case, inputs: Inputs, *, compiled: bool) -> Runner:
-    loss = short_formula
-    if compiled:
-        loss = torch.compile(loss, dynamic=False, fullgraph=True)
-    return gradient_runner(loss, inputs)
-
-
 PROVIDERS = (
     OURS,
     replace(GEMMS[-1], name="bare GEMMs"),
-    next(provider for provider in TORCH if provider.name == "torch eager"),
-    Provider("torch short formula", functools.partial(_short, compiled=False)),
+    find("torch eager"),
+    find("torch short formula"),
     *PACKAGES,
-    Provider(
-        "torch.compile short formula", functools.partial(_short, compiled=True), compiled=True
-    ),
+    find("torch.compile short formula"),
 )
 
 
 def _measured(
-    context: Context, case: Case, provider: Provider, inputs: Inputs, true: Result
+    context: Context, case: Case, provider: Provider, inputs: Inputs, true: check.Truth
 ) -> dict[str, Any]:
     """Columns of a provider: errors, time, memory."""
     runner, columns = provider.build(case, inputs), {}
@@ -113,7 +92,7 @@ def run(context: Context) -> None:
             torch.compiler.reset()
             context.device.free()
             inputs = build_inputs(case, context.device.torch)
-            true = check.truth(case, context.device.torch)
+            true = check.truth(case, inputs)
             for provider in (p for p in PROVIDERS if p.compiled == compiled):
                 columns = _attempted(context, case, provider, inputs, true)
                 context.device.free()

@@ -7,6 +7,7 @@ import itertools
 import torch
 
 from ..cases import DIVERGENCES, Case
+from ..inputs import build_inputs
 from ..provider import Result
 from .accuracy import chunked_runner
 from .worker import Context
@@ -33,7 +34,7 @@ def same(first: Result, second: Result) -> bool:
 
 def differs(case: Case, device: torch.device, reduction: str) -> bool:
     """Whether a few runs on the same inputs are not all the same."""
-    runner = chunked_runner(case, device, reduction)
+    runner = chunked_runner(case, build_inputs(case, device), reduction)
     first, *others = (runner() for _ in range(RUNS))
     return not all(same(first, other) for other in others)
 

@@ -15,7 +15,8 @@ import fastdistill as fd
 from fastdistill._native import RowSpec, TopKRows, Values, run_rows
 from fastdistill.teachers import tail_mass
 
-from ..cases import DIVERGENCES, Case, build_inputs
+from ..cases import DIVERGENCES, Case
+from ..inputs import build_inputs
 from .device import Device, Run
 from .worker import Context
 
