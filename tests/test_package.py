@@ -18,8 +18,9 @@ import fastdistill as fd
 from fastdistill import _C
 
 ROOT = Path(__file__).parent.parent
+SOURCES = {".py", ".pyi", ".typed"}
 PACKAGE = importlib.resources.files("fastdistill")
-TORCH_LIBRARIES = Path(torch.__file__).parent / "lib"
+TORCH_OPENMP = set((Path(torch.__file__).parent / "lib").glob("libgomp*.so.1"))
 
 
 def installed_files() -> list[str]:
@@ -71,12 +72,23 @@ def test_stub_names_what_the_module_has() -> None:
 
 @pytest.mark.skipif(is_editable(), reason="an editable install lists no package files")
 def test_wheel_holds_the_package_and_nothing_else() -> None:
+    source = ROOT / "python"
+    paths = (source / "fastdistill").rglob("*")
+    modules = {str(path.relative_to(source)) for path in paths if path.suffix in SOURCES}
     files = installed_files()
-    package = [name for name in files if ".dist-info/" not in name]
-    expected = re.compile(r"fastdistill/([\w/]+\.py|_C\.pyi|py\.typed|_C\.[\w-]+\.so)")
-    assert [name for name in package if not expected.fullmatch(name)] == []
-    assert sum(name.endswith(".so") for name in package) == 1
+    package = {name for name in files if not name.startswith(("fastdistill-", "../"))}
+    (compiled,) = package - modules
+    assert re.fullmatch(r"fastdistill/_C\..+\.so", compiled)
+    assert modules < package
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files)
+
+
+@pytest.mark.skipif(is_editable(), reason="the metadata of an editable install may be older")
+def test_console_script_is_the_command_line() -> None:
+    scripts = importlib.metadata.distribution("fastdistill").entry_points
+    assert [(script.name, script.value) for script in scripts] == [
+        ("fastdistill", "fastdistill.__main__:main")
+    ]
 
 
 @pytest.mark.skipif(not _C.COMPILER.startswith("GNU"), reason="another compiler's OpenMP runtime")
@@ -87,20 +99,18 @@ def test_module_finds_its_libraries_by_name_alone() -> None:
     needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic))
     assert "libgomp.so.1" in needed
     assert not re.search(r"\((RPATH|RUNPATH)\)", dynamic)
-    system = r"lib(gomp|stdc\+\+|m|gcc_s|c)\.so\.\d+|ld-linux-[\w-]+\.so\.\d+"
+    system = r"lib(gomp|stdc\+\+|gcc_s|m|c|pthread|dl|rt)\.so\.\d+|ld-linux-[\w-]+\.so\.\d+"
     assert {name for name in needed if not re.fullmatch(system, name)} == set()
 
 
 @pytest.mark.skipif(not _C.COMPILER.startswith("GNU"), reason="another compiler's OpenMP runtime")
-@pytest.mark.skipif(
-    not (TORCH_LIBRARIES / "libgomp.so.1").exists(), reason="this torch ships no libgomp.so.1"
-)
+@pytest.mark.skipif(not TORCH_OPENMP, reason="this torch ships no libgomp")
 def test_kernels_and_torch_share_one_openmp_runtime() -> None:
     logits = torch.randn(64, 4096)
     fd.distillation_loss(logits, logits)
     maps = Path("/proc/self/maps").read_text()
     mapped = {Path(path) for path in re.findall(r"(/\S*lib[gi]?omp[^/\s]*)$", maps, re.MULTILINE)}
-    assert mapped == {TORCH_LIBRARIES / "libgomp.so.1"}
+    assert mapped == TORCH_OPENMP
 
 
 def test_contributing_shows_the_code_as_it_is() -> None:

@@ -21,7 +21,7 @@ from .config import (
     resolve_dtype,
 )
 from .corpus import read_text
-from .errors import UserError
+from .errors import UserError, wrong_use
 from .models import check_packages
 from .run import Job, run
 
@@ -75,13 +75,19 @@ def distill(
     layers: Annotated[
         str, typer.Option(metavar="LIST", help="Teacher layers that the student keeps.")
     ] = "0-9,20-29",
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print the final report as JSON; all else goes to standard error."
+        ),
+    ] = False,
 ) -> None:
     """Distil a teacher into a student made of some of its layers.
 
     The student is saved in Hugging Face format, with a report of its quality on held-out text.
     Ctrl-C saves a checkpoint that --resume continues from.
     """
-    console = Console()
+    console = Console(stderr=as_json)
     try:
         source = read_text([*(text or []), *(files or [])])
         resolved, reason = resolve_dtype(dtype)
@@ -105,13 +111,14 @@ def distill(
         console.print(f"dtype: {resolved}, {reason}", soft_wrap=True)
         report = run(Job(config, source, teacher, output, resume, checkpoint_every), console)
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+        raise wrong_use(error) from None
     except KeyboardInterrupt:
         typer.echo(_how_to_resume(output), err=True)
         raise typer.Exit(130) from None
     report.print(console)
-    typer.echo(f"student saved in {output}")
+    typer.echo(f"student saved in {output}", err=as_json)
+    if as_json:
+        typer.echo(report.to_json())
 
 
 def _how_to_resume(output: Path) -> str:

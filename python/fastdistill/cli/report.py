@@ -43,9 +43,13 @@ class RunReport:
     losses: list[float]
     """One per step, nats per token."""
 
+    def to_json(self) -> str:
+        """One object with the fields as keys."""
+        return json.dumps(asdict(self), indent=1)
+
     def write(self, output: Path) -> None:
         """Write ``report.json``."""
-        (output / REPORT).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        (output / REPORT).write_text(self.to_json() + "\n", encoding="utf-8")
 
     def print(self, console: Console) -> None:
         """Print the table of held-out quality and the cost of training."""
