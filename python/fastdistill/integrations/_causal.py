@@ -28,6 +28,16 @@ def next_token_labels(labels: Tensor, ignore_index: int = -100) -> Tensor:
     return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
 
 
+def check_heads_are_whole(trainer: Any) -> None:
+    """Raise ValueError where a process of a ``transformers.Trainer`` has but a shard of a head.
+
+    The loss reads a head outside of its module, where FSDP and ZeRO-3 do not gather it.
+    """
+    deepspeed = trainer.accelerator.state.deepspeed_plugin
+    if trainer.is_fsdp_enabled or (deepspeed is not None and deepspeed.zero_stage == 3):
+        raise ValueError("every process needs the whole heads: no FSDP, no DeepSpeed ZeRO-3")
+
+
 def metric_values(metrics: Metrics) -> dict[str, Tensor]:
     """The metrics that the teacher can give, 0-d tensors by name."""
     values = {field.name: getattr(metrics, field.name) for field in fields(metrics)}

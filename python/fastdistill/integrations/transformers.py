@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from ._causal import CausalLoss, MetricSums, metric_values
+from ._causal import CausalLoss, MetricSums, check_heads_are_whole, metric_values
 
 
 class DistillationTrainer(Trainer):
@@ -63,9 +63,7 @@ class DistillationTrainer(Trainer):
     def _check_setting(self) -> None:
         if self.compute_loss_func is not None or self.label_smoother is not None:
             raise ValueError("distillation takes no compute_loss_func and no label smoothing")
-        deepspeed = self.accelerator.state.deepspeed_plugin
-        if self.is_fsdp_enabled or (deepspeed is not None and deepspeed.zero_stage == 3):
-            raise ValueError("every process needs the whole heads: no FSDP, no DeepSpeed ZeRO-3")
+        check_heads_are_whole(self)
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"one process drives {self.args.n_gpu} GPUs (torch.nn.DataParallel): start a "

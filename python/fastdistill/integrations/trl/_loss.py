@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...divergences import Divergence, ForwardKL, JensenShannon, ReverseKL
 from ...metrics import Metrics
-from .._causal import CausalLoss, MetricSums, metric_values
+from .._causal import CausalLoss, MetricSums, check_heads_are_whole, metric_values
 
 
 def divergence_for(beta: float) -> Divergence:
@@ -34,14 +34,11 @@ class LossMetrics:
 
     accelerator: Any
     model: Any
-    is_fsdp_enabled: bool
     _metrics: dict[str, dict[str, list[float]]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        deepspeed = self.accelerator.state.deepspeed_plugin
-        if self.is_fsdp_enabled or (deepspeed is not None and deepspeed.zero_stage == 3):
-            raise ValueError("every process needs the whole heads: no FSDP, no DeepSpeed ZeRO-3")
+        check_heads_are_whole(self)
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
 
     def _mode(self) -> str:
