@@ -1,9 +1,15 @@
 # Defines cuda_backend: the kernels of csrc/cuda, or what says that there are none.
 #
-# ON builds for every architecture of FD_CUDA_ARCHITECTURES: a wheel. AUTO builds for the GPU of this
+# ON builds a wheel's code, for every architecture of FD_CUDA_WHEEL. AUTO builds for the GPU of this
 # machine, and nothing for CUDA where there is none: six architectures take minutes.
 
-set(FD_CUDA_ARCHITECTURES 80-real 86-real 89-real 90-real 100-real 120-real 120-virtual)
+# Compute capabilities of a wheel: code for each, and PTX of the last line for what comes after. One line
+# is compiled once to PTX, as the kernels are the same within it, and then for each of its GPUs.
+set(FD_CUDA_WHEEL
+  "-gencode=arch=compute_80,code=[sm_80,sm_86,sm_89]"
+  "-gencode=arch=compute_90,code=sm_90"
+  "-gencode=arch=compute_100,code=[sm_100,sm_120,compute_100]")
+set(architectures "80 86 89 90 100 120 and PTX")
 
 add_library(cuda_backend INTERFACE)
 include(CheckLanguage)
@@ -33,8 +39,11 @@ if(NOT build_cuda)
   return()
 endif()
 
-if(NOT CMAKE_CUDA_ARCHITECTURES)
-  set(CMAKE_CUDA_ARCHITECTURES ${FD_CUDA_ARCHITECTURES})
+if(CMAKE_CUDA_ARCHITECTURES)
+  string(REPLACE ";" " " architectures "${CMAKE_CUDA_ARCHITECTURES}")
+else()
+  set(CMAKE_CUDA_ARCHITECTURES OFF)
+  set(wheel_options ${FD_CUDA_WHEEL})
 endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
@@ -54,7 +63,6 @@ add_library(cuda_kernels OBJECT csrc/cuda/backend.cu ${kernel_files})
 set_target_properties(cuda_kernels PROPERTIES
   CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden
   CUDA_SEPARABLE_COMPILATION OFF)
-target_compile_options(cuda_kernels PRIVATE -Xfatbin=-compress-all)
-string(REPLACE ";" " " architectures "${CMAKE_CUDA_ARCHITECTURES}")
+target_compile_options(cuda_kernels PRIVATE ${wheel_options} -Xfatbin=-compress-all)
 target_compile_definitions(cuda_kernels PRIVATE FD_CUDA_ARCHITECTURES="${architectures}")
 target_link_libraries(cuda_backend INTERFACE $<TARGET_OBJECTS:cuda_kernels> CUDA::cudart_static)

@@ -49,7 +49,7 @@ def test_killed_run_ends_where_the_uninterrupted_run_ends(
     assert killed.returncode == -signal.SIGKILL
     assert (output / "checkpoint.pt.tmp").read_bytes() == b"half a checkpoint"
     saved = torch.load(output / checkpoint.CHECKPOINT, weights_only=True)
-    assert len(saved["trainer"]["losses"]) == 4
+    assert len(saved["training"]["losses"]) == 4
     succeed(*arguments, "--resume")
     assert_same_result(output, finished)
     assert not list(output.glob("checkpoint*"))
@@ -69,20 +69,20 @@ def test_ctrl_c_saves_and_says_how_to_resume(
 ) -> None:
     output = tmp_path / "run"
     arguments = [*job, "--output", str(output), "--checkpoint-every", "100"]
-    whole_step = training.Trainer.step
+    whole_step = training.Training.step
 
-    def interrupted_step(trainer: training.Trainer) -> float:
-        if len(trainer.losses) == 4:
+    def interrupted_step(run: training.Training) -> float:
+        if len(run.losses) == 4:
             signal.raise_signal(signal.SIGINT)
-        return whole_step(trainer)
+        return whole_step(run)
 
     monkeypatch.setattr(sys, "argv", ["fastdistill", *arguments])
     with monkeypatch.context() as patch:
-        patch.setattr(training.Trainer, "step", interrupted_step)
+        patch.setattr(training.Training, "step", interrupted_step)
         result = invoke(*arguments)
     assert result.exit_code == 130
     assert f"python -m fastdistill distill {' '.join(arguments[1:])} --resume" in result.stderr
-    assert len(checkpoint.open_run(output, resume=True)["trainer"]["losses"]) == 5
+    assert len(checkpoint.open_run(output, resume=True)["training"]["losses"]) == 5
     succeed(*arguments, "--resume")
     assert_same_result(output, finished)
 
@@ -183,4 +183,4 @@ def test_full_disk_keeps_the_last_checkpoint(
     assert "No space left on device" in message
     state = checkpoint.open_run(tmp_path, resume=True)
     assert state is not None
-    assert len(state["trainer"]["losses"]) == 2
+    assert len(state["training"]["losses"]) == 2

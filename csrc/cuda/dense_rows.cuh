@@ -109,7 +109,7 @@ FD_DEVICE void dense_row(const D& divergence, Row<S>& row) {
 }
 
 template <class D, class S>
-__global__ void __launch_bounds__(kMostThreads) dense_kernel(const Task<D> task) {
+__global__ void __launch_bounds__(kMostThreads, kLeastBlocks) dense_kernel(const Task<D> task) {
   run_row<S>(task, [&](Row<S>& row, char*) { dense_row(task.divergence, row); });
 }
 

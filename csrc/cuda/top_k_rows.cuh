@@ -195,7 +195,7 @@ int shared_bytes(const RowProblem& problem) {
 }
 
 template <class D, class S>
-__global__ void __launch_bounds__(kMostThreads) top_k_kernel(const Task<D> task) {
+__global__ void __launch_bounds__(kMostThreads, kLeastBlocks) top_k_kernel(const Task<D> task) {
   run_row<S>(task, [&](Row<S>& row, char* shared) { top_k_row(task.divergence, row, shared); });
 }
 

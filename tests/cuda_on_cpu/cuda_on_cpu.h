@@ -28,7 +28,7 @@
 
 #define __global__
 #define __device__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(threads, blocks)
 #define __forceinline__ inline __attribute__((always_inline))
 
 namespace fastdistill::on_cpu {

@@ -1,9 +1,10 @@
 """The command line: ``info``, ``bench`` and ``distill``.
 
 ``distill`` reads from top to bottom as ``distill.py``; each of its steps is one module:
-``corpus`` (text to token blocks), ``models`` (teacher and pruned student), ``evaluation``,
-``training``, ``checkpoint`` and ``report``. Nothing here is imported by ``import fastdistill``,
-and transformers is imported only once every option has been checked.
+``corpus`` (text to token blocks), ``models`` (teacher and pruned student), ``task`` (the loss),
+``evaluation``, ``training``, ``checkpoint`` and ``report``. ``recipes`` are studies made of the
+same steps. Nothing here is imported by ``import fastdistill``, and transformers is imported only
+once every option has been checked.
 
 A command ends with 0, with 2 where it was used wrongly, with 130 where Ctrl-C ended it, and with 1
 after a traceback.

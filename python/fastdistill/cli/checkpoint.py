@@ -68,6 +68,13 @@ def save(output: Path, state: dict[str, Any]) -> None:
         raise UserError(f"cannot write the checkpoint {output / CHECKPOINT}: {error}") from None
 
 
+def write_report(output: Path, text: str) -> None:
+    """Write ``report.json``, whole or not at all."""
+    temporary = output / (REPORT + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, output / REPORT)
+
+
 def remove(output: Path) -> None:
     """Remove the checkpoint of a run that has finished."""
     (output / CHECKPOINT).unlink(missing_ok=True)

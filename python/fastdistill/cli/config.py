@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 import fastdistill as fd
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 LossChoice = Literal["fused", "torch"]
 DtypeChoice = Literal["auto", "bfloat16", "float32"]
@@ -41,7 +44,7 @@ class RunConfig:
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
-def check_same_run(config: RunConfig, saved: dict[str, object]) -> None:
+def check_same_run(config: DataclassInstance, saved: dict[str, object]) -> None:
     """Raise :class:`UserError` for the first option that differs from the checkpoint's."""
     for name, value in asdict(config).items():
         if saved.get(name) != value:

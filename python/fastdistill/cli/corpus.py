@@ -41,14 +41,18 @@ class Corpus:
 
         The blocks are visited in a new random order in each epoch.
         """
-        blocks = len(self.train)
-        positions = range(step * size, (step + 1) * size)
-        orders = {
-            epoch: np.random.default_rng((seed, epoch)).permutation(blocks)
-            for epoch in {position // blocks for position in positions}
-        }
-        chosen = [int(orders[position // blocks][position % blocks]) for position in positions]
-        return self.train[torch.tensor(chosen)]
+        return self.train[blocks_of_step(len(self.train), seed, step, size)]
+
+
+def blocks_of_step(blocks: int, seed: int, step: int, size: int) -> Tensor:
+    """The numbers, below ``blocks``, of the blocks of one step, int64 (size,)."""
+    positions = range(step * size, (step + 1) * size)
+    orders = {
+        epoch: np.random.default_rng((seed, epoch)).permutation(blocks)
+        for epoch in {position // blocks for position in positions}
+    }
+    chosen = [int(orders[position // blocks][position % blocks]) for position in positions]
+    return torch.tensor(chosen)
 
 
 def read_text(files: Sequence[Path]) -> Text:

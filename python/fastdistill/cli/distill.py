@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 import sys
@@ -23,7 +24,10 @@ from .config import (
 from .corpus import read_text
 from .errors import UserError, wrong_use
 from .models import check_packages
+from .recipes import RecipeChoice, run_recipe
 from .run import Job, run
+
+RECIPE_OPTIONS = {"recipe", "quick", "teacher", "output", "resume", "dtype", "as_json"}
 
 
 def _positive(value: float) -> float:
@@ -33,6 +37,7 @@ def _positive(value: float) -> float:
 
 
 def distill(
+    context: typer.Context,
     *,
     files: Annotated[list[Path] | None, typer.Argument(help="More text, as after --text.")] = None,
     text: Annotated[
@@ -81,6 +86,13 @@ def distill(
             "--json", help="Print the final report as JSON; all else goes to standard error."
         ),
     ] = False,
+    recipe: Annotated[
+        RecipeChoice | None,
+        typer.Option(help="Instead: a study that compares ways to distil."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="With --recipe: in a minute, for a look.")
+    ] = False,
 ) -> None:
     """Distil a teacher into a student made of some of its layers.
 
@@ -88,6 +100,13 @@ def distill(
     Ctrl-C saves a checkpoint that --resume continues from.
     """
     console = Console(stderr=as_json)
+    if recipe is None and quick:
+        raise wrong_use("--quick goes with --recipe")
+    if recipe is not None:
+        _refuse_options_of_the_main_job(context, recipe)
+        output = output if _is_given(context, "output") else Path(f"recipe-{recipe}")
+        _study(recipe, teacher, output, resume, dtype, quick, console, as_json)
+        return
     try:
         source = read_text([*(text or []), *(files or [])])
         resolved, reason = resolve_dtype(dtype)
@@ -119,6 +138,46 @@ def distill(
     typer.echo(f"student saved in {output}", err=as_json)
     if as_json:
         typer.echo(report.to_json())
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _refuse_options_of_the_main_job(context: typer.Context, recipe: str) -> None:
+    for parameter in context.command.params:
+        if parameter.name not in RECIPE_OPTIONS and _is_given(context, str(parameter.name)):
+            raise wrong_use(
+                f"{parameter.opts[0]} does not go with --recipe {recipe}, whose settings are fixed"
+            )
+
+
+def _study(
+    recipe: RecipeChoice,
+    teacher: Path | None,
+    output: Path,
+    resume: bool,
+    dtype: DtypeChoice,
+    quick: bool,
+    console: Console,
+    as_json: bool,
+) -> None:
+    try:
+        check_packages(teacher)
+        resolved, reason = resolve_dtype(dtype)
+        console.print(f"dtype: {resolved}, {reason}", soft_wrap=True)
+        report = run_recipe(
+            recipe, output, console, dtype=resolved, teacher=teacher, quick=quick, resume=resume
+        )
+    except UserError as error:
+        raise wrong_use(error) from None
+    except KeyboardInterrupt:
+        typer.echo(_how_to_resume(output), err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"results saved in {output}", err=as_json)
+    if as_json:
+        typer.echo(json.dumps(report, indent=1))
 
 
 def _how_to_resume(output: Path) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, nll_loss, pad
 
-from .models import hidden_states
+from .models import autocast, hidden_states
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -44,7 +44,7 @@ def evaluate(
     sums = torch.zeros(5, dtype=torch.float64)
     for ids in torch.split(blocks, BLOCKS_PER_FORWARD):
         next_ids = pad(ids[:, 1:], (0, 1), value=IGNORED)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with autocast(dtype):
             sums += _block_sums(teacher, student, ids, next_ids)
     student.train(True)
     kl, agreement, acceptance = (sums[:3] / blocks.numel()).tolist()

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -51,12 +51,14 @@ def load_teacher(
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     path = directory or _package_directory()
-    source = {} if directory else {"gguf_file": SMOLLM2_FILE}
+    source: dict[str, Any] = {} if directory else {"gguf_file": SMOLLM2_FILE}
     try:
         # The GGUF loader draws a progress bar of its own that has no switch.
         with contextlib.redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(path, **source)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **source)
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, **source, **({} if directory else _unpacked())
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--teacher: cannot load a model from {path}: {reason}") from None
@@ -64,6 +66,14 @@ def load_teacher(
         raise UserError(f"--teacher: {path} must hold a Llama model, got {type(model).__name__}")
     model.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
     return model, tokenizer
+
+
+def _unpacked() -> dict[str, Any]:
+    """Asks for plain weights where transformers might leave those of a GGUF file packed."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)  # since 5.24; before, all were unpacked
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _package_directory() -> Path:
@@ -109,6 +119,11 @@ def hidden_states(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     """The last hidden states, (batch, block, D), of ``ids`` (batch, block); the head is not run."""
     hidden: Tensor = model.model(input_ids=ids, use_cache=False).last_hidden_state
     return hidden
+
+
+def autocast(dtype: torch.dtype) -> torch.autocast:
+    """Run the GEMMs of float32 weights in ``dtype``, bfloat16 or float32, on the CPU."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def save_student(

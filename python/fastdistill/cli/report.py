@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from .checkpoint import REPORT
+from .checkpoint import write_report
 from .config import RunConfig
 from .evaluation import Quality
 
@@ -49,7 +49,7 @@ class RunReport:
 
     def write(self, output: Path) -> None:
         """Write ``report.json``."""
-        (output / REPORT).write_text(self.to_json() + "\n", encoding="utf-8")
+        write_report(output, self.to_json() + "\n")
 
     def print(self, console: Console) -> None:
         """Print the table of held-out quality and the cost of training."""
@@ -80,10 +80,12 @@ def peak_memory_bytes() -> int:
 
 
 @contextmanager
-def progress_bar(console: Console, done: int, steps: int) -> Iterator[Callable[[int, float], None]]:
+def progress_bar(
+    console: Console, done: int, steps: int, label: str = "training"
+) -> Iterator[Callable[[int, float], None]]:
     """A bar with loss and ETA; where the output is no terminal, a line every few steps."""
     columns = (
-        TextColumn("training"),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.4f}"),
@@ -97,12 +99,13 @@ def progress_bar(console: Console, done: int, steps: int) -> Iterator[Callable[[
         disable=not console.is_terminal,
         speed_estimate_period=SPEED_WINDOW_SECONDS,
     )
+    prefix = "" if label == "training" else f"{label}: "
     with progress:
-        task = progress.add_task("training", total=steps, completed=done, loss=float("nan"))
+        task = progress.add_task(label, total=steps, completed=done, loss=float("nan"))
 
         def on_step(step: int, loss: float) -> None:
             progress.update(task, completed=step, loss=loss)
             if not console.is_terminal and (step % LINE_EVERY == 0 or step == steps):
-                console.print(f"step {step}/{steps} loss {loss:.4f}")
+                console.print(f"{prefix}step {step}/{steps} loss {loss:.4f}")
 
         yield on_step

@@ -15,7 +15,8 @@ from .errors import UserError
 from .evaluation import Quality, evaluate
 from .models import load_teacher, prune_depth, save_student
 from .report import RunReport, peak_memory_bytes, progress_bar
-from .training import Trainer, train
+from .task import Task
+from .training import Training, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,24 +37,26 @@ class Job:
 def run(job: Job, console: Console) -> RunReport:
     """Do the job; its checkpoint goes once student and report are in ``job.output``."""
     saved = _open(job)
-    trainer, tokenizer = _load(job, console)
+    task, tokenizer = _load(job, console)
+    config = job.config
+    training = Training(task.student, task.loss, lr=config.lr, seed=config.seed)
     if saved is None:
-        before = _evaluate(trainer, console)
+        before = _evaluate(task, console)
     else:
         before = Quality(**saved["before"])
-        trainer.load_state_dict(saved["trainer"])
+        training.load_state_dict(saved["training"])
         del saved
-    _train(job, trainer, before, console)
+    _train(job, training, before, console)
     peak = peak_memory_bytes()
     report = RunReport(
-        config=job.config,
+        config=config,
         before=before,
-        after=_evaluate(trainer, console),
-        tokens_per_second=trainer.tokens_per_second,
+        after=_evaluate(task, console),
+        tokens_per_second=config.steps * config.batch * config.block / training.seconds,
         peak_memory_bytes=peak,
-        losses=trainer.losses,
+        losses=training.losses,
     )
-    save_student(trainer.student, tokenizer, job.output)
+    save_student(task.student, tokenizer, job.output)
     report.write(job.output)
     checkpoint.remove(job.output)
     return report
@@ -66,7 +69,7 @@ def _open(job: Job) -> dict[str, Any] | None:
     return saved
 
 
-def _load(job: Job, console: Console) -> tuple[Trainer, PreTrainedTokenizerBase]:
+def _load(job: Job, console: Console) -> tuple[Task, PreTrainedTokenizerBase]:
     config = job.config
     with console.status("loading the teacher"):
         teacher, tokenizer = load_teacher(job.teacher, config.torch_dtype)
@@ -80,21 +83,19 @@ def _load(job: Job, console: Console) -> tuple[Trainer, PreTrainedTokenizerBase]
         f"text: {corpus.train.numel()} tokens and {corpus.held_out.numel()} held out",
         soft_wrap=True,
     )
-    return Trainer(config, teacher, student, corpus), tokenizer
+    return Task(config, teacher, student, corpus), tokenizer
 
 
-def _evaluate(trainer: Trainer, console: Console) -> Quality:
+def _evaluate(task: Task, console: Console) -> Quality:
     with console.status("evaluating on held-out text"):
-        return evaluate(
-            trainer.teacher, trainer.student, trainer.corpus.held_out, trainer.config.torch_dtype
-        )
+        return evaluate(task.teacher, task.student, task.corpus.held_out, task.config.torch_dtype)
 
 
-def _train(job: Job, trainer: Trainer, before: Quality, console: Console) -> None:
+def _train(job: Job, training: Training, before: Quality, console: Console) -> None:
     head = {"config": asdict(job.config), "before": asdict(before)}
 
     def save() -> None:
-        checkpoint.save(job.output, {**head, "trainer": trainer.state_dict()})
+        checkpoint.save(job.output, {**head, "training": training.state_dict()})
 
-    with progress_bar(console, len(trainer.losses), job.config.steps) as on_step:
-        train(trainer, save, job.checkpoint_every, on_step)
+    with progress_bar(console, len(training.losses), job.config.steps) as on_step:
+        train(training, job.config.steps, save, job.checkpoint_every, on_step)
