@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The CUDA kernels without a GPU: run on the CPU by tests/cuda_on_cpu and, where nvcc is there, compiled
-# for one architecture (sm_90, or the first argument, "all" for those of a wheel). Fails where a kernel
-# spills registers or needs more than its budget; prints the table of their resources.
+# for the architectures of a wheel (or for the first argument, such as 90-real). Fails where a kernel spills
+# registers or needs more than its budget; prints the table of their resources.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=$(mktemp -d)
@@ -18,7 +18,7 @@ if ! command -v nvcc >/dev/null; then
   exit
 fi
 architectures=()
-[[ ${1:-90-real} == all ]] || architectures=("-DCMAKE_CUDA_ARCHITECTURES=${1:-90-real}")
+[[ -z ${1:-} ]] || architectures=("-DCMAKE_CUDA_ARCHITECTURES=$1")
 pip install --quiet cmake ninja pybind11
 cmake -S . -B "$build/cuda" -G Ninja -DFD_CUDA=ON "${architectures[@]}" -DCMAKE_BUILD_TYPE=Release \
   -DCMAKE_CUDA_FLAGS='-Xptxas -v' -DSKBUILD_PROJECT_NAME=fastdistill -DSKBUILD_PROJECT_VERSION=0 \

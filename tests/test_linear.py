@@ -1,5 +1,6 @@
 """The loss of hidden states and a head: chunks, frozen parameters, counted rows, precision."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -263,3 +264,33 @@ def test_rows_are_the_same_where_the_host_may_not_look_at_the_mask(monkeypatch):
     found = run(fd.linear_distillation_loss, inputs, teacher, **config)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+# ---- a teacher without weight --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_teacher_that_counts_for_nothing_is_not_looked_at(case, dtype, reduction):
+    divergence, kind = case
+    temperature = 1.0 if kind == "sampled" else 2.0
+    teacher = make_teacher(kind, ROWS, VOCAB, dtype=dtype, temperature=temperature)
+    for name in {"logits", "hidden", "log_probs", "weights"} & set(vars(teacher)):
+        teacher = replace(teacher, **{name: torch.full_like(getattr(teacher, name), math.nan)})
+    labels = torch.arange(ROWS).where(torch.arange(ROWS) != 3, -100)
+    losses = {
+        "soft_weight": 0.0, "hard_weight": 1.0, "reduction": reduction,
+        "temperature": temperature,
+    }  # fmt: skip
+    unheard = linear(student(dtype), teacher, labels, divergence=divergence, **losses)
+    cross_entropy = truth(
+        reference.linear_distillation_loss, student(dtype), fd.TeacherLogits(randn(ROWS, VOCAB)),
+        labels, **losses,
+    )  # fmt: skip
+    tolerance = 3e-2 if dtype.itemsize == 2 else 1e-5
+    same(
+        [x.double() for x in unheard],
+        cross_entropy,
+        rtol=tolerance,
+        atol=tolerance,
+        check_dtype=False,
+    )

@@ -59,6 +59,8 @@ def prepare(
     teacher: Teacher,
     tokens: TokenArguments,
     dtypes: HeadDtypes,
+    *,
+    with_metrics: bool,
 ) -> Batch:
     """Check a batch whose student logits have, or would have, ``student_shape``, and flatten it."""
     leading = tuple(student_shape[:-1])
@@ -67,6 +69,8 @@ def prepare(
         rows = _dense(options, student_shape, teacher)
     else:
         rows = _listed(options, student_shape, student_dtype, teacher)
+    if options.soft_weight == 0.0 and not with_metrics:
+        rows = _unheard(options, leading, student_dtype, rows)
     labels, counted = tokens.labels, tokens.mask
     if labels is not None:
         kept = labels != options.ignore_index
@@ -151,11 +155,13 @@ def _spec(
     softcap: float | None = None,
     *,
     sums_to_one: bool = True,
+    divergence: Divergence | None = None,
 ) -> RowSpec:
-    assert isinstance(options.divergence, Divergence)
+    chosen = options.divergence if divergence is None else divergence
+    assert isinstance(chosen, Divergence)
     return RowSpec(
-        divergence=type(options.divergence).__name__,
-        parameters=list(options.divergence.parameters),
+        divergence=type(chosen).__name__,
+        parameters=list(chosen.parameters),
         tail=tail,
         sums_to_one=sums_to_one,
         temperature=float(options.temperature),
@@ -214,6 +220,22 @@ def _listed(
             tail != "zero" and (teacher.tail_log_prob is None or retempered)
         )
     return _TeacherRows(tensors, _spec(options, vocab, tail, sums_to_one=sums_to_one), entropy)
+
+
+def _unheard(
+    options: LossOptions, leading: tuple[int, ...], student_dtype: torch.dtype, rows: _TeacherRows
+) -> _TeacherRows:
+    """A teacher that says nothing, where nobody asks: lists of one empty slot.
+
+    The logits of the real one are then neither read nor made.
+    """
+    like = next(tensor for tensor in rows.tensors if tensor is not None)
+    wide = torch.float64 if student_dtype == torch.float64 else torch.float32
+    ids = torch.full((*leading, 1), -1, dtype=torch.int64, device=like.device).view(-1, 1)
+    empty = TeacherTensors(ids=ids, log_p=torch.full_like(ids, -math.inf, dtype=wide))
+    return _TeacherRows(
+        empty, _spec(options, rows.spec.vocab, "renormalize", divergence=ForwardKL())
+    )
 
 
 def _check_teacher_leading(name: str, values: Tensor, student_shape: tuple[int, ...]) -> None:

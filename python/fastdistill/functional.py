@@ -50,7 +50,7 @@ def distillation_loss(
         labels: ``(...)`` int64, aligned with the logits (nothing is shifted).
         divergence: an instance, or a name such as ``"forward_kl"``.
         temperature: > 0; divides the student's and a dense teacher's logits.
-        soft_weight: weight of the divergence.
+        soft_weight: weight of the divergence; at 0, and without metrics, the teacher is not read.
         hard_weight: weight of the cross entropy; needs ``labels``.
         scale_by_temperature_squared: multiply the divergence by T^2 (Hinton, arXiv:1503.02531).
         mask: ``(...)`` bool, True where the token counts.
@@ -82,7 +82,10 @@ def distillation_loss(
         _check_same_shape(student_logits, teacher, student_valid_vocab)
     tokens = TokenArguments(labels, mask, weights, num_items)
     dtypes = HeadDtypes(_autocast_dtype(student_logits), None)
-    batch = prepare(options, student_logits.shape, student_logits.dtype, teacher, tokens, dtypes)
+    batch = prepare(
+        options, student_logits.shape, student_logits.dtype, teacher, tokens, dtypes,
+        with_metrics=return_metrics,
+    )  # fmt: skip
     trained = torch.is_grad_enabled() and student_logits.requires_grad
     # A float16 gradient must be scaled before it is rounded: it is made in the backward.
     if reduction == "none" or not trained or student_logits.dtype == torch.float16:
@@ -151,7 +154,10 @@ def linear_distillation_loss(
     shape = (*student_hidden.shape[:-1], student_weight.shape[0])
     tokens = TokenArguments(labels, mask, weights, num_items)
     dtypes = HeadDtypes(autocast, logits_dtype)
-    batch = prepare(options, shape, student_weight.dtype, as_teacher(teacher), tokens, dtypes)
+    batch = prepare(
+        options, shape, student_weight.dtype, as_teacher(teacher), tokens, dtypes,
+        with_metrics=return_metrics,
+    )  # fmt: skip
     head = (student_hidden, student_weight, student_bias)
     if reduction == "none":
         soft, hard, table = LinearRowLosses.apply(  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 BLOCKS_PER_FORWARD = 16
-BLOCKS_PER_SAMPLING = 64
+BLOCKS_PER_SAMPLING = 128
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ def sample(model: LlamaForCausalLM, prompts: Tensor, length: int, seed: int) -> 
     model.eval()  # type: ignore[no-untyped-call]
     torch.manual_seed(seed)
     end = int(model.config.eos_token_id)  # type: ignore[arg-type]
+    # torch.matmul copies the head once per row of a hidden state that is not contiguous.
+    hook = model.lm_head.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())
     blocks = [
         model.generate(
             input_ids=some,
@@ -61,6 +63,7 @@ def sample(model: LlamaForCausalLM, prompts: Tensor, length: int, seed: int) -> 
         )
         for some in prompts.split(BLOCKS_PER_SAMPLING)
     ]
+    hook.remove()
     model.train(was_training)
     ids = torch.full((len(prompts), length), end)
     row = 0
