@@ -13,9 +13,8 @@
 //  * Normalised form. A multiple c of (q - p), which sums to zero, is added to l so that l >= 0 and
 //    l vanishes to second order at p = q. The sum cannot be negative, and an error of the
 //    log-sum-exp enters it only to second order (`excess`). `balance` is c.
-//  * r may be shifted by any multiple of q, which the gradient does not see. The multiple is chosen
-//  so
-//    that r is small where the student is certain (q near 1): there r - q R would cancel.
+//  * r may be shifted by any multiple of q, which the gradient does not see. It is chosen such that r
+//    is small where the student is certain (q near 1): there r - q R would cancel.
 //  * l = r = 0 wherever p = q = 0, so -inf padding changes nothing, and l = +inf where it truly is.
 //  * A divergence that is the logarithm of a sum (`kLogSum`) gives the exponent e of its summand:
 //    D = factor * log sum_v exp(e_v); the kernels form that sum as a log-sum-exp.
@@ -25,85 +24,9 @@
 // `one_sweep`.
 #pragma once
 
-#include "scalar_math.h"
+#include "divergence_parts.h"
 
 namespace fastdistill {
-
-/// The contribution of one token and its derivative by log q. For kLogSum: the exponent and its.
-template <class V>
-struct Term {
-  V value, dlogq;
-};
-
-/// One token, as a divergence sees it. The kernels know p and q, often without an exp.
-template <class V>
-struct Token {
-  V log_p, log_q, p, q;
-};
-
-/// Sums over a row: the value D and the slope R = sum of r.
-template <class S>
-struct Sums {
-  S value, slope;
-};
-
-/// What one sweep over the logits x_t (teacher) and x_s (student) can know.
-template <class S>
-struct Moments {
-  S teacher_mean;  // E_p[x_t - x_s]
-  S student_mean;  // E_q[x_s - x_t]
-  S lse_gap;       // lse(x_t) - lse(x_s)
-  S log_power[3];  // log sum p^a q^b, one for each `power`
-
-  FD_INLINE S forward_kl() const { return teacher_mean - lse_gap; }
-  FD_INLINE S reverse_kl() const { return student_mean + lse_gap; }
-};
-
-/// The exponents of p^teacher q^student.
-struct Power {
-  double teacher, student;
-};
-
-enum Moment : unsigned { kTeacherMean = 1u, kStudentMean = 2u };
-
-// ---- building blocks --------------------------------------------------------------------------
-
-/// (exp(-r) - 1 + r) / r^2 for |r| <= kSeriesReach: Horner of the Taylor series in double, a
-/// Chebyshev fit with a relative error of 1.4e-6 in float.
-inline constexpr double kSeriesReach = 0.25;
-FD_INLINE double excess_ratio(double r) {
-  double sum = 1.0;
-  for (int k = 14; k > 2; --k) sum = 1.0 - r / k * sum;
-  return 0.5 * sum;
-}
-template <class V>
-FD_INLINE V excess_ratio(V r) {
-  const V low = r * V(-1.6666657e-1f) + V(4.9999931e-1f);
-  return (r * V(-8.3457436e-3f) + V(4.1753557e-2f)) * (r * r) + low;
-}
-
-/// a log(a/b) + b - a >= 0, given r = log a - log b; exact to second order at a = b.
-template <class V>
-FD_INLINE V excess(V a, V b, V r) {
-  const V near = a * (r * r) * excess_ratio(r), far = weighted(a, r) + (b - a);
-  return select(abs(r) < V(kSeriesReach), near, far);
-}
-
-/// A mixture of probabilities, kept >= 2^-100 so that its logarithm is finite: what smaller ones
-/// contribute to a sum over the vocabulary is below its last bit.
-template <class V>
-FD_INLINE V above_zero(V mixture) {
-  return max(mixture, V(7.8886091e-31f));
-}
-
-/// a log p + b log q, the exponent of p^a q^b; -inf where p = 0 < a, whatever q is.
-template <class V>
-FD_INLINE V log_power(Power power, V log_p, V log_q) {
-  V result = power.student == 0.0 ? V(0) : V(power.student) * log_q;
-  if (power.teacher == 0.0) return result;
-  result = result + V(power.teacher) * log_p;
-  return select(log_p == V(-__builtin_inf()), log_p, result);
-}
 
 /// What a divergence is unless it says otherwise. A kLogSum with one_sweep also has near_one(): its
 /// sum minus one, as a divergence in normalised form.
@@ -114,6 +37,7 @@ struct Separable {
   static constexpr int kParameters = 0;
   static constexpr bool kSlopeNeedsLogs = true;  // r is no function of p and q alone
   static constexpr bool kCostlySlope = false;    // r is better kept than computed again
+  static constexpr bool kPlainForm = false;      // has plain(): the same without its balance
   FD_INLINE double balance() const { return 0.0; }
 };
 
@@ -182,6 +106,7 @@ struct SymmetricKL : Separable {
 /// b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q.
 struct JensenShannon : Separable {
   static constexpr bool kCostlySlope = true;
+  static constexpr bool kPlainForm = true;
   static constexpr int kParameters = 1;
   double beta, log_rest;
   FD_INLINE explicit JensenShannon(const double* parameters)
@@ -194,11 +119,20 @@ struct JensenShannon : Separable {
     return {b * excess(t.p, m, t.log_p - log_m) + c * excess(t.q, m, r),
             c * weighted(t.q, r + V(log_rest))};
   }
+  template <class V>
+  FD_INLINE Term<V> plain(const Token<V>& t) const {
+    const V b(beta), c(1.0 - beta);
+    const V log_m = log(above_zero(b * t.p + c * t.q));
+    const V q_part = c * plain_part(t.q, t.log_q, log_m);
+    return {b * plain_part(t.p, t.log_p, log_m) + q_part,
+            q_part + t.q * V((1.0 - beta) * log_rest)};
+  }
 };
 
 /// KL(p || m), m = a p + (1 - a) q.
 struct SkewForwardKL : Separable {
   static constexpr bool kCostlySlope = true;
+  static constexpr bool kPlainForm = true;
   static constexpr int kParameters = 1;
   double alpha;
   FD_INLINE explicit SkewForwardKL(const double* parameters) : alpha(parameters[0]) {}
@@ -210,11 +144,18 @@ struct SkewForwardKL : Separable {
     const V m = above_zero(a * t.p + c * t.q);
     return {excess(t.p, m, t.log_p - log(m)), -(c * t.q * t.p / m)};
   }
+  template <class V>
+  FD_INLINE Term<V> plain(const Token<V>& t) const {
+    const V a(alpha), c(1.0 - alpha);
+    const V m = above_zero(a * t.p + c * t.q);
+    return {plain_part(t.p, t.log_p, log(m)), -(c * t.q * t.p / m)};
+  }
 };
 
 /// KL(q || m), m = a q + (1 - a) p.
 struct SkewReverseKL : Separable {
   static constexpr bool kCostlySlope = true;
+  static constexpr bool kPlainForm = true;
   static constexpr int kParameters = 1;
   double alpha, log_alpha;
   FD_INLINE explicit SkewReverseKL(const double* parameters)
@@ -226,6 +167,13 @@ struct SkewReverseKL : Separable {
     const V a(alpha), c(1.0 - alpha);
     const V m = above_zero(a * t.q + c * t.p), r = t.log_q - log(m);
     return {excess(t.q, m, r), weighted(t.q, r + V(log_alpha + 1.0)) - a * t.q * t.q / m};
+  }
+  template <class V>
+  FD_INLINE Term<V> plain(const Token<V>& t) const {
+    const V a(alpha), c(1.0 - alpha);
+    const V m = above_zero(a * t.q + c * t.p);
+    const V value = plain_part(t.q, t.log_q, log(m));
+    return {value, value + t.q * (V(log_alpha + 1.0) - a * t.q / m)};
   }
 };
 
@@ -352,6 +300,20 @@ FD_INLINE Observed<V> observe(const Token<V>& t) {
   return {excess(t.p, t.q, r), excess(t.q, t.p, -r), min(t.p, t.q), -weighted(t.q, t.log_q),
           -weighted(t.p, t.log_p)};
 }
+
+/// A divergence in its plain form. The sum is the same and costs less, but its rounding errors are
+/// those of terms that cancel: it will do for a sum that is not small.
+template <class D>
+struct PlainForm : Separable {
+  static constexpr bool kCostlySlope = D::kCostlySlope;
+  const D& divergence;
+  FD_INLINE explicit PlainForm(const D& divergence) : divergence(divergence) {}
+
+  template <class V>
+  FD_INLINE Term<V> operator()(const Token<V>& t) const {
+    return divergence.plain(t);
+  }
+};
 
 // ---- what the kernels ask ---------------------------------------------------------------------
 

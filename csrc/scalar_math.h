@@ -104,24 +104,24 @@ FD_INLINE V exp(V x) {
   return poly * pow2(biased);
 }
 
-/// log of a positive normal x by x = m 2^e, log m = 2 atanh(s), s = (m - 1)/(m + 1). At most 2 ULP.
-/// Zero and negative arguments are not supported: callers keep x >= 2^-126. log(NaN) = NaN.
+/// log of a positive normal x: x = m 2^e, f = m - 1 in [-0.29, 0.41], and a minimax polynomial of
+/// (log m - f + f^2 / 2) / f^3. At most 2 ULP. Zero and negative arguments are not supported:
+/// callers keep x >= 2^-126. log(NaN) = NaN.
 template <class V>
 FD_INLINE V log(V x) {
   V m, e;
   split_pow2(x, m, e);
-  const V f = m - V(1.0f);
-  const V s = f / (m + V(1.0f));
-  const V z = s * s;
-  V poly(0.24279078841f);
-  poly = poly * z + V(0.28498786688f);
-  poly = poly * z + V(0.40000972152f);
-  poly = poly * z + V(0.66666662693f);
-  // log m = f - s (f - z poly) keeps the leading term f exact near m = 1.
-  const V half_square = V(0.5f) * f * f;
-  const V log_m = f - (half_square - s * (half_square + z * poly));
-  const V result = e * V(0.693359375f) + (log_m + e * V(-2.12194440e-4f));
-  return select(x == x, result, x);
+  const V f = m - V(1.0f), square = f * f;
+  V poly(8.7004289e-2f);
+  poly = poly * f + V(-1.4267486e-1f);
+  poly = poly * f + V(1.4914770e-1f);
+  poly = poly * f + V(-1.6577585e-1f);
+  poly = poly * f + V(1.9963063e-1f);
+  poly = poly * f + V(-2.5001338e-1f);
+  poly = poly * f + V(3.3333910e-1f);
+  // The leading terms come last: near m = 1 the result is f but for its last bits.
+  const V log_m = f + (square * V(-0.5f) + f * square * poly);
+  return select(x == x, e * V(0.693147182f) + log_m, x);
 }
 
 /// tanh; odd polynomial under 5/8, 1 - 2/(exp(2|x|) + 1) above. At most 3 ULP.

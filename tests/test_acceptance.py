@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 KEPT_LAYERS = [*range(10), *range(20, 30)]
-PROMPTS, PROMPT_TOKENS, NEW_TOKENS, DRAFTED = 32, 16, 68, 2
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS, DRAFTED = 32, 16, 44, 2
 STANDARD_ERRORS = 3.5
 
 
@@ -113,7 +113,7 @@ def test_acceptance_rate_is_that_of_speculative_decoding():
     teacher, student, _ = load()
     distance, metrics = compare(teacher, student, texts, examined)
     count = int(metrics.counted)
-    assert count == examined.sum() >= 2000
+    assert count == examined.sum() >= 1200
     measured = sum(accepted for _, rounds in runs for *_, accepted in rounds) / count
     chance = 1 - distance[examined[:, 1:]].double()
     # Each token is accepted or not by a draw of its own, given its context: the variances add up.

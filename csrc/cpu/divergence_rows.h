@@ -184,6 +184,11 @@ double measure(const D& divergence, const RowReader<S>& row, double temperature,
         sums = sum_up(divergence);
       }
     }
+  } else if constexpr (D::kPlainForm) {
+    sums = sum_up(PlainForm<D>(divergence));
+    if (sum_again(sums.value, moments.lse_gap)) {
+      sums.value = sweep_sums<false>(divergence, row, tile, stats).value;
+    }
   } else {
     sums = sum_up(divergence);
   }
