@@ -11,6 +11,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if not path.name.startswith("_"))
+STUDIES = [path for path in SCRIPTS if "run_recipe" in path.read_text()]
 INTEGRATED = ("accelerate", "lightning", "peft", "torchtune", "transformers", "trl")
 
 
@@ -32,7 +33,9 @@ def test_there_are_examples():
     assert {"trainer.py", "lightning_module.py", "accelerate_loop.py"} <= {p.name for p in SCRIPTS}
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "script", [path for path in SCRIPTS if path not in STUDIES], ids=lambda path: path.stem
+)
 def test_example_runs(script, tmp_path):
     if absent := missing(script):
         pytest.skip(f"needs {', '.join(absent)}")
@@ -44,6 +47,18 @@ def test_example_runs(script, tmp_path):
     assert run.returncode == 0, run.stderr
     assert run.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", STUDIES, ids=lambda path: path.stem)
+def test_study_has_its_options(script):
+    """The studies themselves run in the tests of their recipes."""
+    if absent := missing(script):
+        pytest.skip(f"needs {', '.join(absent)}")
+    run = subprocess.run(
+        [sys.executable, script, "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--quick" in run.stdout
+    assert "--output" in run.stdout
 
 
 def test_importing_the_package_imports_no_framework():

@@ -164,7 +164,6 @@ def _study(
     as_json: bool,
 ) -> None:
     try:
-        check_packages(teacher)
         resolved, reason = resolve_dtype(dtype)
         console.print(f"dtype: {resolved}, {reason}", soft_wrap=True)
         report = run_recipe(

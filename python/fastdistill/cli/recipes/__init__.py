@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from ..models import check_packages
 from .study import Study
 
 RecipeChoice = Literal["draft", "on-policy", "qat"]
@@ -34,6 +35,7 @@ def run_recipe(
 ) -> dict[str, Any]:
     """Run a recipe, print its tables, and return what ``report.json`` in ``output`` then holds."""
     module = importlib.import_module(f".{recipe.replace('-', '_')}", __name__)
+    check_packages(teacher, module.Settings.packages)
     name = str(teacher or "SmolLM2-135M-Instruct")
     settings = module.quick(name, dtype) if quick else module.Settings(name, dtype)
     study = Study(settings, teacher, output, console, resume=resume)

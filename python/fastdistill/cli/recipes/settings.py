@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,8 @@ class Settings:
 
     name: ClassVar[str]
     """Of the recipe, as after ``--recipe``."""
+    packages: ClassVar[Mapping[str, str]] = {}
+    """Needed besides those of the main job, each with what pip is told to install it."""
 
     teacher: str
     dtype: str

@@ -55,6 +55,7 @@ class Study:
         self._found: dict[str, Any] = saved["found"]
         self._saved_training: dict[str, Any] = saved.get("training", {})
         self._training: tuple[str, Training] | None = None
+        self._inside_part = False
         self._started = time.perf_counter() - saved["seconds"]
         self._print_settings()
 
@@ -66,10 +67,15 @@ class Study:
     def once(self, name: str, find: Callable[[], Any]) -> Any:
         """What ``find()`` returned, now or before the run was interrupted.
 
-        That is a tensor, a number, a string, None, or a list or dict of such.
+        That is a tensor, a number, a string, None, or a list or dict of such. A training that
+        ``find`` begins ends with it: nothing else of it is kept.
         """
         if name not in self._found:
-            self._found[name] = find()
+            outside = self._training, self._inside_part
+            self._inside_part = True
+            found = find()
+            self._training, self._inside_part = outside
+            self._found[name] = found
             self._save()
         return self._found[name]
 
@@ -83,8 +89,14 @@ class Study:
             if self._saved_training.get("name") == name:
                 training.load_state_dict(self._saved_training["state"])
                 self._saved_training = {}
+
+        def save() -> None:
+            # What a part finds in the end is saved in place of the student that it trained.
+            if len(training.losses) < steps or not self._inside_part:
+                self._save()
+
         with progress_bar(self.console, len(training.losses), steps, name) as on_step:
-            train(training, steps, self._save, CHECKPOINT_EVERY, on_step)
+            train(training, steps, save, CHECKPOINT_EVERY, on_step)
 
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
         """Write the report, remove the checkpoint, and return what was written.

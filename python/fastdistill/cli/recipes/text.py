@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastdistill as fd
 
-from ..models import autocast, hidden_states
+from ..models import autocast, hidden_states, unstrided_head_inputs
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -48,22 +48,20 @@ def sample(model: LlamaForCausalLM, prompts: Tensor, length: int, seed: int) -> 
     model.eval()  # type: ignore[no-untyped-call]
     torch.manual_seed(seed)
     end = int(model.config.eos_token_id)  # type: ignore[arg-type]
-    # torch.matmul copies the head once per row of a hidden state that is not contiguous.
-    hook = model.lm_head.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())
-    blocks = [
-        model.generate(
-            input_ids=some,
-            attention_mask=torch.ones_like(some),
-            max_new_tokens=length - prompts.shape[1],
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            pad_token_id=end,
-        )
-        for some in prompts.split(BLOCKS_PER_SAMPLING)
-    ]
-    hook.remove()
+    with unstrided_head_inputs(model):
+        blocks = [
+            model.generate(
+                input_ids=some,
+                attention_mask=torch.ones_like(some),
+                max_new_tokens=length - prompts.shape[1],
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                pad_token_id=end,
+            )
+            for some in prompts.split(BLOCKS_PER_SAMPLING)
+        ]
     model.train(was_training)
     ids = torch.full((len(prompts), length), end)
     row = 0
@@ -95,10 +93,22 @@ class ScoredText:
 
         ``options`` are those of :func:`fastdistill.linear_distillation_loss`.
         """
+        hidden = self.student_hidden(student, dtype)
+        return self.loss_of_hidden(hidden, student.lm_head.weight, dtype, **options)
+
+    def student_hidden(self, student: LlamaForCausalLM, dtype: torch.dtype) -> Tensor:
+        """The last hidden states (blocks, length, D) of ``student`` on this text."""
+        with autocast(dtype):
+            return hidden_states(student, self.text.ids)
+
+    def loss_of_hidden(
+        self, hidden: Tensor, head: Tensor, dtype: torch.dtype, **options: Any
+    ) -> Any:
+        """The same of a student's last hidden states, (blocks, length, D), and head, (V, D)."""
         with autocast(dtype):
             return fd.linear_distillation_loss(
-                hidden_states(student, self.text.ids),
-                student.lm_head.weight,
+                hidden,
+                head,
                 fd.TeacherHead(self.hidden, self.head),
                 mask=self.text.counted,
                 **options,

@@ -1,0 +1,342 @@
+"""The recipe ``on-policy``: who writes what, what counts, runs that are interrupted; a real run."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("typer", reason="needs fastdistill[distill]")
+pytest.importorskip("transformers", reason="needs fastdistill[distill]")
+
+from cli_commands import fail, invoke, report, succeed
+from rich.console import Console
+from transformers import LlamaForCausalLM
+
+from fastdistill import reference
+from fastdistill.cli import checkpoint, training
+from fastdistill.cli.recipes import on_policy
+from fastdistill.cli.recipes.study import Study
+
+pytest_plugins = ["cli_runs"]
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "on_policy.py"
+WAYS = (("student", "reverse_kl"), ("corpus", "forward_kl"), ("teacher", "jensen_shannon"))
+
+
+def tiny(teacher: str, dtype: str) -> on_policy.Settings:
+    return on_policy.Settings(
+        teacher,
+        dtype,
+        share=0.5,
+        block=16,
+        prompt=6,
+        batch=4,
+        warmup_steps=3,
+        warmup_lr=0.01,
+        steps=3,
+        lr=0.01,
+        held_out=6,
+        ways=WAYS,
+    )
+
+
+@pytest.fixture
+def students(tiny_teacher: Path, tmp_path: Path) -> on_policy._Students:
+    study = Study(
+        tiny("tiny", "float32"), tiny_teacher, tmp_path / "run", Console(quiet=True), resume=False
+    )
+    students = on_policy._Students(study)
+    students.teacher.config.attention_dropout = 0.0  # in the students
+    return students
+
+
+# ---- who writes what -----------------------------------------------------------------------------
+
+
+def test_all_writers_continue_the_same_prompts(students: on_policy._Students) -> None:
+    prompted, chosen = students.prompted, students.settings
+    student = students.cut_out()
+    of_ways = torch.cat([prompted.blocks(chosen.warmup_steps + i) for i in range(chosen.steps)])
+    texts = {writer: prompted.training(writer).scored.text for writer in ("corpus", "teacher")}
+    own = [prompted.by_student(student, step) for step in range(chosen.steps)]
+    texts["student"] = on_policy.Text(
+        torch.cat([text.ids for text in own]), torch.cat([text.counted for text in own])
+    )
+    assert torch.equal(texts["corpus"].ids, of_ways)
+    for writer, text in texts.items():
+        assert torch.equal(text.ids[:, :6], of_ways[:, :6]), writer
+        # The last given token is asked for the first one that is sampled.
+        assert not text.counted[:, :5].any(), writer
+        assert text.counted[:, 5].all(), writer
+        assert not text.counted[:, -1].any(), writer
+        assert text.counted[:, 5:-1].float().mean() > 0.8, writer
+    assert texts["corpus"].counted[:, 5:-1].all()
+    for writer, other in (("student", "teacher"), ("student", "corpus"), ("teacher", "corpus")):
+        assert (texts[writer].ids[:, 6:] != texts[other].ids[:, 6:]).float().mean() > 0.5
+
+
+def test_no_text_is_trained_and_judged_on(students: on_policy._Students) -> None:
+    held_out = students.prompted.held_out["corpus"].text.ids
+    steps = students.settings.warmup_steps + students.settings.steps
+    trained = torch.cat([students.prompted.blocks(step) for step in range(steps)])
+    assert len(held_out) == 6
+    assert not (trained[:, None] == held_out).all(-1).any()
+
+
+def test_equal_prompts_are_not_always_continued_alike(
+    students: on_policy._Students, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompted, student = students.prompted, students.cut_out()
+    always_the_same = prompted.blocks(0)
+    monkeypatch.setattr(prompted, "blocks", lambda step: always_the_same)
+    monkeypatch.setattr("fastdistill.cli.recipes.prompted.BLOCKS_PER_SAMPLING", 4)
+    own = [prompted.by_student(student, step).ids for step in range(2)]
+    others = prompted.training("teacher").scored.text.ids.split(4)
+    for one, another in (own, others[:2]):
+        assert torch.equal(one[:, :6], another[:, :6])
+        assert not torch.equal(one, another)
+
+
+def test_own_text_is_that_of_the_weights_and_the_step(students: on_policy._Students) -> None:
+    student = students.cut_out()
+    text = students.prompted.by_student(student, 0)
+    assert torch.equal(students.prompted.by_student(student, 0).ids, text.ids)
+    with torch.no_grad():
+        student.model.layers[0].mlp.down_proj.weight.mul_(4)
+    assert not torch.equal(students.prompted.by_student(student, 0).ids, text.ids)
+
+
+# ---- what is computed ----------------------------------------------------------------------------
+
+
+def logits(model: LlamaForCausalLM, text: on_policy.Text) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(text.ids).logits.double()
+
+
+@pytest.mark.parametrize("way", on_policy.Settings.ways, ids="-".join)
+def test_losses_are_those_of_plain_torch(
+    students: on_policy._Students, way: tuple[str, str]
+) -> None:
+    writer, divergence = way
+    students.settings = replace(students.settings, lr=1e-12)  # one student for all steps
+    weights = students.warm_up()
+    student = students.cut_out(weights)
+    losses = []
+    for step in range(3):
+        if writer == "student":
+            text = students.prompted.by_student(student, step)
+        else:
+            text = students.prompted.training(writer).scored.text[4 * step : 4 * (step + 1)]
+        both = (logits(model, text) for model in (student, students.teacher))
+        loss = reference.distillation_loss(*both, divergence=divergence, mask=text.counted)
+        losses.append(loss.item())
+    found = students.gone_on(weights, "a way", writer, divergence)
+    assert found["losses"] == pytest.approx(losses, rel=1e-4)
+
+
+def test_later_text_is_that_of_the_trained_student(students: on_policy._Students) -> None:
+    seen = []
+    whole = students.prompted.by_student
+
+    def by_student(student: LlamaForCausalLM, step: int) -> on_policy.Text:
+        seen.append((student.state_dict()["model.layers.0.mlp.up_proj.weight"].clone(), step))
+        return whole(student, step)
+
+    students.prompted.by_student = by_student  # type: ignore[method-assign]
+    students.gone_on({}, "a way", "student", "reverse_kl")
+    assert [step for _, step in seen] == [0, 1, 2]
+    assert all(not torch.equal(a[0], b[0]) for a, b in pairwise(seen))
+
+
+def test_quality_is_that_of_plain_torch(students: on_policy._Students) -> None:
+    student = students.cut_out()
+    scored = students.prompted.held_out_by_student(student)
+    counted = scored.text.counted
+    counted[1, 8:] = counted[4, 12:] = False  # as if these had ended
+    quality = on_policy._quality(student.eval(), scored, torch.float32)
+    log_p, log_q = (
+        logits(model, scored.text).log_softmax(-1) for model in (students.teacher, student)
+    )
+    p, q = log_p.exp(), log_q.exp()
+    rows = {
+        "forward_kl": (p * (log_p - log_q)).sum(-1),
+        "reverse_kl": (q * (log_q - log_p)).sum(-1),
+        "acceptance_rate": torch.minimum(p, q).sum(-1),
+        "top1_agreement": (p.argmax(-1) == q.argmax(-1)).double(),
+        "student_entropy": -(q * log_q).sum(-1),
+        "teacher_entropy": -(p * log_p).sum(-1),
+    }
+    expected = {name: row[counted].mean().item() for name, row in rows.items()}
+    kls, count = (rows["reverse_kl"] * counted).sum(1), counted.sum(1)
+    # The jackknife: each block is left out in turn.
+    left_out = (kls.sum() - kls) / (count.sum() - count)
+    deviations = left_out - left_out.mean()
+    expected["reverse_kl_error"] = ((deviations**2).sum() * 5 / 6).sqrt().item()
+    error = quality.pop("reverse_kl_error")
+    assert error == pytest.approx(expected.pop("reverse_kl_error"), rel=0.1)
+    assert quality == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("depth", "share", "kept"),
+    [
+        (30, 0.27, [0, 1, 2, 3, 26, 27, 28, 29]),
+        (30, 0.1, [0, 1, 29]),
+        (4, 0.1, [0, 3]),
+        (1, 0.5, [0]),
+    ],
+)
+def test_kept_layers(depth: int, share: float, kept: list[int]) -> None:
+    assert on_policy._kept(depth, share) == kept
+
+
+def test_only_the_layers_are_trained(students: on_policy._Students) -> None:
+    before = students.cut_out().state_dict()
+    warm = students.warm_up()
+    assert {name.split(".")[1] for name in warm} == {"layers", "norm"}
+    after = students.cut_out(warm).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == set(warm)
+
+
+# ---- the study -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study(tiny_teacher: Path) -> list[str]:
+    """The arguments of a study that takes seconds, where ``quick`` is :func:`tiny`."""
+    arguments = ["distill", "--recipe", "on-policy", "--quick", "--teacher", str(tiny_teacher)]
+    return [*arguments, "--dtype", "float32"]
+
+
+@pytest.fixture(autouse=True)
+def _tiny_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_policy, "quick", tiny)
+
+
+@pytest.fixture(scope="module")
+def found(study: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The report of that study when nothing interrupts it."""
+    output = tmp_path_factory.mktemp("found") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(on_policy, "quick", tiny)
+        succeed(*study, "--output", output)
+    assert [path.name for path in output.iterdir()] == ["report.json"]
+    return report(output)
+
+
+def without_times(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {name: without_times(value) for name, value in found.items() if name != "seconds"}
+    return [without_times(value) for value in found] if isinstance(found, list) else found
+
+
+def test_report(found: dict[str, Any]) -> None:
+    assert found["recipe"] == "on-policy"
+    assert found["settings"]["ways"] == [list(way) for way in WAYS]
+    assert found["layers"] == [0, 3]
+    assert [(way["writer"], way["divergence"]) for way in found["ways"]] == list(WAYS)
+    start = found["start"]["held_out"]
+    assert start != found["undistilled"]["held_out"]
+    for way in found["ways"]:
+        assert len(way["losses"]) == 3
+        assert set(way["held_out"]) == {"corpus", "teacher", "student"}
+        assert all(way["held_out"][writer] != start[writer] for writer in start)
+        assert way["seconds"]["scoring"] > 0
+        assert way["seconds"]["training"] > 0
+    of_student, of_corpus, of_teacher = found["ways"]
+    assert of_corpus["tokens"] == 3 * 4 * (16 - 6)
+    assert 0.8 < of_student["tokens"] / of_corpus["tokens"] <= 1
+    assert 0.8 < of_teacher["tokens"] / of_corpus["tokens"] <= 1
+    assert of_corpus["seconds"]["sampling"] == 0
+    assert of_student["seconds"]["sampling"] > of_student["seconds"]["scoring"]
+    assert of_teacher["seconds"]["sampling"] > 0
+
+
+def test_tables(found: dict[str, Any]) -> None:
+    lines = on_policy.markdown(found).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert len(lines) == 2 + 2 + len(WAYS) + 1
+    for way, line in zip(found["ways"], lines[4:-1], strict=True):
+        own = way["held_out"]["student"]
+        assert line.startswith(f"| the {way['writer']} | {way['divergence']} | {way['tokens']} |")
+        assert f"| {way['held_out']['corpus']['forward_kl']:.3f} |" in line
+        assert f"| {own['reverse_kl']:.3f} ± {own['reverse_kl_error']:.3f} |" in line
+        assert f"| {own['reverse_kl'] + own['student_entropy']:.3f} |" in line
+
+
+TRAININGS = ("warm-up", *(f"{divergence} on text of the {writer}" for writer, divergence in WAYS))
+
+
+def interrupting(name: str, at_step: int) -> Callable[[training.Training], float]:
+    """A ``Training.step`` that is interrupted in the training ``name``."""
+    whole, begun = training.Training.step, []
+
+    def step(run: training.Training) -> float:
+        if run not in begun:
+            begun.append(run)
+        if begun.index(run) == TRAININGS.index(name) and len(run.losses) == at_step:
+            signal.raise_signal(signal.SIGINT)
+        return whole(run)
+
+    return step
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_interrupted_study_finds_the_same(
+    name: str,
+    study: list[str],
+    tmp_path: Path,
+    found: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = [*study, "--output", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Training, "step", interrupting(name, at_step=1))
+        result = invoke(*arguments)
+    assert result.exit_code == 130, result.output
+    saved = checkpoint.open_run(tmp_path / "run", resume=True)
+    assert saved is not None
+    assert saved["training"]["name"] == name
+    assert len(saved["training"]["state"]["losses"]) == 2
+    assert set(saved["found"]) & set(TRAININGS) == set(TRAININGS[: TRAININGS.index(name)])
+    succeed(*arguments, "--resume")
+    assert without_times(report(tmp_path / "run")) == without_times(found)
+
+
+def test_study_interrupted_while_the_teacher_samples_finds_the_same(
+    study: list[str], tmp_path: Path, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = on_policy.Prompted._by_teacher
+
+    def by_teacher(prompted: Any, blocks: Tensor, seed: int) -> dict[str, Any]:
+        if len(blocks) == 12:
+            raise KeyboardInterrupt
+        return whole(prompted, blocks, seed)
+
+    arguments = [*study, "--output", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(on_policy.Prompted, "_by_teacher", by_teacher)
+        assert invoke(*arguments).exit_code == 130
+    succeed(*arguments, "--resume")
+    assert without_times(report(tmp_path / "run")) == without_times(found)
+
+
+def test_resume_in_another_dtype_is_an_error(
+    study: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*study, "--output", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Training, "step", interrupting("warm-up", at_step=1))
+        assert invoke(*arguments).exit_code == 130
+    message = fail(*arguments, "--resume", "--dtype", "bfloat16")
+    assert "--dtype is bfloat16 here but float32 in the checkpoint" in message
