@@ -21,7 +21,7 @@ namespace fastdistill {
 
 inline constexpr int kWarp = 32;
 inline constexpr int kMostThreads = 512;  // of a block
-inline constexpr int kLeastBlocks = 1;    // of a multiprocessor: room for two costs spilled registers
+inline constexpr int kLeastBlocks = 1;    // of a multiprocessor: room for two would cost spills
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 #if !defined(FD_CUDA_ON_CPU)
