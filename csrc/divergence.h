@@ -13,8 +13,8 @@
 //  * Normalised form. A multiple c of (q - p), which sums to zero, is added to l so that l >= 0 and
 //    l vanishes to second order at p = q. The sum cannot be negative, and an error of the
 //    log-sum-exp enters it only to second order (`excess`). `balance` is c.
-//  * r may be shifted by any multiple of q, which the gradient does not see. It is chosen such that r
-//    is small where the student is certain (q near 1): there r - q R would cancel.
+//  * r may be shifted by any multiple of q, which the gradient does not see. It is chosen such that
+//    r is small where the student is certain (q near 1): there r - q R would cancel.
 //  * l = r = 0 wherever p = q = 0, so -inf padding changes nothing, and l = +inf where it truly is.
 //  * A divergence that is the logarithm of a sum (`kLogSum`) gives the exponent e of its summand:
 //    D = factor * log sum_v exp(e_v); the kernels form that sum as a log-sum-exp.

