@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -21,9 +24,10 @@ from rich.console import Console
 from transformers import LlamaForCausalLM
 
 from fastdistill import reference
-from fastdistill.cli import checkpoint, training
+from fastdistill.cli import checkpoint, models, training
 from fastdistill.cli.recipes import on_policy
 from fastdistill.cli.recipes.study import Study
+from fastdistill.cli.recipes.text import Text, sample
 
 pytest_plugins = ["cli_runs"]
 
@@ -67,7 +71,7 @@ def test_all_writers_continue_the_same_prompts(students: on_policy._Students) ->
     of_ways = torch.cat([prompted.blocks(chosen.warmup_steps + i) for i in range(chosen.steps)])
     texts = {writer: prompted.training(writer).scored.text for writer in ("corpus", "teacher")}
     own = [prompted.by_student(student, step) for step in range(chosen.steps)]
-    texts["student"] = on_policy.Text(
+    texts["student"] = Text(
         torch.cat([text.ids for text in own]), torch.cat([text.counted for text in own])
     )
     assert torch.equal(texts["corpus"].ids, of_ways)
@@ -75,12 +79,20 @@ def test_all_writers_continue_the_same_prompts(students: on_policy._Students) ->
         assert torch.equal(text.ids[:, :6], of_ways[:, :6]), writer
         # The last given token is asked for the first one that is sampled.
         assert not text.counted[:, :5].any(), writer
-        assert text.counted[:, 5].all(), writer
+        assert text.counted[:, 5:-1].all(), writer
         assert not text.counted[:, -1].any(), writer
-        assert text.counted[:, 5:-1].float().mean() > 0.8, writer
-    assert texts["corpus"].counted[:, 5:-1].all()
     for writer, other in (("student", "teacher"), ("student", "corpus"), ("teacher", "corpus")):
         assert (texts[writer].ids[:, 6:] != texts[other].ids[:, 6:]).float().mean() > 0.5
+
+
+def test_no_text_ends_early(students: on_policy._Students) -> None:
+    end = students.teacher.config.eos_token_id
+    blocks = torch.arange(64 * 16).view(64, 16) % 200 + 10
+    free = sample(students.teacher, blocks[:, :6], 16, seed=0)
+    assert (free.ids[:, 6:] == end).any()
+    whole = students.prompted._sampled(students.teacher, blocks, seed=0)
+    assert not (whole.ids == end).any()
+    assert whole.counted[:, 5:-1].all()
 
 
 def test_no_text_is_trained_and_judged_on(students: on_policy._Students) -> None:
@@ -117,7 +129,7 @@ def test_own_text_is_that_of_the_weights_and_the_step(students: on_policy._Stude
 # ---- what is computed ----------------------------------------------------------------------------
 
 
-def logits(model: LlamaForCausalLM, text: on_policy.Text) -> Tensor:
+def logits(model: LlamaForCausalLM, text: Text) -> Tensor:
     with torch.no_grad():
         return model.eval()(text.ids).logits.double()
 
@@ -147,7 +159,7 @@ def test_later_text_is_that_of_the_trained_student(students: on_policy._Students
     seen = []
     whole = students.prompted.by_student
 
-    def by_student(student: LlamaForCausalLM, step: int) -> on_policy.Text:
+    def by_student(student: LlamaForCausalLM, step: int) -> Text:
         seen.append((student.state_dict()["model.layers.0.mlp.up_proj.weight"].clone(), step))
         return whole(student, step)
 
@@ -249,14 +261,12 @@ def test_report(found: dict[str, Any]) -> None:
     assert start != found["undistilled"]["held_out"]
     for way in found["ways"]:
         assert len(way["losses"]) == 3
+        assert way["tokens"] == 3 * 4 * (16 - 6)
         assert set(way["held_out"]) == {"corpus", "teacher", "student"}
         assert all(way["held_out"][writer] != start[writer] for writer in start)
         assert way["seconds"]["scoring"] > 0
         assert way["seconds"]["training"] > 0
     of_student, of_corpus, of_teacher = found["ways"]
-    assert of_corpus["tokens"] == 3 * 4 * (16 - 6)
-    assert 0.8 < of_student["tokens"] / of_corpus["tokens"] <= 1
-    assert 0.8 < of_teacher["tokens"] / of_corpus["tokens"] <= 1
     assert of_corpus["seconds"]["sampling"] == 0
     assert of_student["seconds"]["sampling"] > of_student["seconds"]["scoring"]
     assert of_teacher["seconds"]["sampling"] > 0
@@ -265,8 +275,9 @@ def test_report(found: dict[str, Any]) -> None:
 def test_tables(found: dict[str, Any]) -> None:
     tables = [table.splitlines() for table in on_policy.markdown(found).split("\n\n")]
     for lines, last in zip(tables, ((), (on_policy.TEACHER,)), strict=True):
+        assert len({line.count("|") for line in lines}) == 1
         labels = [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]]
-        ways = [f"{divergence}, text of the {writer}" for writer, divergence in WAYS]
+        ways = [f"{divergence} on text of the {writer}" for writer, divergence in WAYS]
         assert labels == [on_policy.NOT_DISTILLED, on_policy.WARM_UP, *ways, *last]
     kls, texts = (lines[4 : 4 + len(WAYS)] for lines in tables)
     for way, kl, text in zip(found["ways"], kls, texts, strict=True):

@@ -84,9 +84,10 @@ def quick(teacher: str, dtype: str) -> Settings:
         share=0.2,
         block=32,
         prompt=8,
+        batch=6,
         warmup_steps=24,
         steps=6,
-        held_out=24,
+        held_out=16,
         ways=(("student", "reverse_kl"), ("corpus", "forward_kl")),
     )
 
@@ -99,7 +100,7 @@ def run(study: Study) -> dict[str, Any]:
     start = study.once("start", lambda: students.judged(students.cut_out(warm)))
     ways = []
     for writer, divergence in students.settings.ways:
-        name = f"{divergence} on text of the {writer}"
+        name = _name(writer, divergence)
         ways.append(study.once(name, partial(students.gone_on, warm, name, writer, divergence)))
     return {
         "text": students.prompted.source,
@@ -235,6 +236,11 @@ class _Accounted(Training):
         vars(self._account).update(state["account"])
 
 
+def _name(writer: str, divergence: str) -> str:
+    """Of a way, in checkpoints, progress bars and tables."""
+    return f"{divergence} on text of the {writer}"
+
+
 def _kept(depth: int, share: float) -> list[int]:
     """The layers that a student keeps of a teacher with ``depth`` of them; two or more."""
     count = min(max(2, round(share * depth)), depth)
@@ -262,29 +268,29 @@ def _quality(student: LlamaForCausalLM, scored: ScoredText, dtype: torch.dtype) 
 # ---- tables --------------------------------------------------------------------------------------
 
 KL_COLUMNS = (
-    "after the warm-up",
-    "KL(teacher || student), corpus",
+    "student",
+    "KL(teacher ∥ student), corpus",
     "the same, teacher's text",
-    "KL(student || teacher), own text",
+    "KL(student ∥ teacher), own text",
     "1 - TVD, own text",
 )
 TEXT_COLUMNS = (
-    "after the warm-up",
-    "entropy of the student",
-    "-log p of the teacher",
+    "student",
+    "entropy, own text",
+    "-log p of the teacher, own text",
     "tokens trained on",
     "seconds sampling",
     "scoring",
     "training",
 )
-NOT_DISTILLED, WARM_UP, TEACHER = "not even that", "nothing", "the teacher itself"
+NOT_DISTILLED, WARM_UP, TEACHER = "not distilled", "warm-up alone", "the teacher itself"
 
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print the results."""
     tables = (
         ("held-out text; nats per token", KL_COLUMNS, _kl_rows(report)),
-        ("own text, nats per token; cost", TEXT_COLUMNS, _text_rows(report)),
+        ("text and cost; nats per token", TEXT_COLUMNS, _text_rows(report)),
     )
     for title, columns, rows in tables:
         table = Table(*columns, title=title)
@@ -309,7 +315,7 @@ def _students(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [
         (NOT_DISTILLED, report["undistilled"]),
         (WARM_UP, report["start"]),
-        *((f"{way['divergence']}, text of the {way['writer']}", way) for way in report["ways"]),
+        *((_name(way["writer"], way["divergence"]), way) for way in report["ways"]),
     ]
 
 

@@ -79,11 +79,11 @@ class Prompted:
     def by_student(self, student: LlamaForCausalLM, step: int) -> Text:
         """What ``student``, as it is now, writes at a step after the warm-up."""
         blocks = self.blocks(self._settings.warmup_steps + step)
-        return self._sampled(student, blocks, self._settings.seed + step)
+        return self._by_student(student, blocks, self._settings.seed + step)
 
     def held_out_by_student(self, student: LlamaForCausalLM) -> ScoredText:
         """What ``student`` writes to be judged on."""
-        return score(self._teacher, self._sampled(student, self._held_out, self._settings.seed))
+        return score(self._teacher, self._by_student(student, self._held_out, self._settings.seed))
 
     def _by(self, writer: str, use: str, blocks: Tensor) -> tuple[Text, float]:
         """How one of OTHERS continues the prompts of ``blocks``, and seconds of sampling."""
@@ -102,13 +102,15 @@ class Prompted:
 
     def _by_teacher(self, blocks: Tensor, seed: int) -> dict[str, Any]:
         started = time.perf_counter()
-        text = sample(self._teacher, self._prompts(blocks), self._settings.block, seed)
+        text = self._sampled(self._teacher, blocks, seed)
         return {**vars(text), "seconds": time.perf_counter() - started}
 
-    def _sampled(self, student: LlamaForCausalLM, blocks: Tensor, seed: int) -> Text:
+    def _by_student(self, student: LlamaForCausalLM, blocks: Tensor, seed: int) -> Text:
         # The weights are rounded once, not for each token.
         rounded = copy.deepcopy(student).to(self._settings.torch_dtype)  # type: ignore[arg-type]
-        return sample(rounded, self._prompts(blocks), self._settings.block, seed)
+        return self._sampled(rounded, blocks, seed)
 
-    def _prompts(self, blocks: Tensor) -> Tensor:
-        return blocks[:, : self._settings.prompt]
+    def _sampled(self, model: LlamaForCausalLM, blocks: Tensor, seed: int) -> Text:
+        """How ``model`` continues the prompts of ``blocks``, to their length."""
+        prompts, length = blocks[:, : self._settings.prompt], self._settings.block
+        return sample(model, prompts, length, seed, ends=False)

@@ -39,21 +39,26 @@ class Text:
 
 
 @torch.no_grad()
-def sample(model: LlamaForCausalLM, prompts: Tensor, length: int, seed: int) -> Text:
+def sample(
+    model: LlamaForCausalLM, prompts: Tensor, length: int, seed: int, *, ends: bool = True
+) -> Text:
     """Continue ``prompts`` (blocks, prompt length) at T = 1 to blocks of ``length`` tokens.
 
-    A position counts where the token that follows was sampled: there the model was asked.
+    A position counts where the token that follows was sampled: there the model was asked. Unless
+    text ``ends``, the end token is not sampled, and as many positions count in each block.
     """
     was_training = model.training
     model.eval()  # type: ignore[no-untyped-call]
     torch.manual_seed(seed)
     end = int(model.config.eos_token_id)  # type: ignore[arg-type]
+    new_tokens = length - prompts.shape[1]
     with unstrided_head_inputs(model):
         blocks = [
             model.generate(
                 input_ids=some,
                 attention_mask=torch.ones_like(some),
-                max_new_tokens=length - prompts.shape[1],
+                max_new_tokens=new_tokens,
+                min_new_tokens=0 if ends else new_tokens,
                 do_sample=True,
                 temperature=1.0,
                 top_k=0,
