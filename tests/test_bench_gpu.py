@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.gpu import __main__ as command_line
-from bench.gpu import process, results, rows, stages
+from bench.gpu import accuracy, process, results, rows, stages
 from bench.gpu.device import Device
 from bench.gpu.stages import ROOT, Stage
 
@@ -143,6 +143,15 @@ def test_a_team_is_forced_for_a_while_only():
         assert os.environ["FASTDISTILL_CUDA_CLUSTER"] == "2"
         assert os.environ["FASTDISTILL_CUDA_THREADS"] == "256"
     assert not any(name.startswith("FASTDISTILL_CUDA") for name in os.environ)
+
+
+def test_wrong_is_what_is_far_from_the_truth_and_farther_than_torch():
+    nan, bfloat16 = float("nan"), torch.bfloat16
+    assert accuracy.is_right((1e-7, 0.029), (1e-7, 0.001), bfloat16)
+    assert accuracy.is_right((1e-7, 0.08), (1e-7, 0.05), bfloat16)
+    assert not accuracy.is_right((1e-7, 0.08), (1e-7, 0.03), bfloat16)
+    assert not accuracy.is_right((0.08, 1e-7), (1e-7, 0.05), bfloat16)
+    assert not accuracy.is_right((1e-7, nan), (1e-7, 1.0), bfloat16)
 
 
 def test_a_dry_run_starts_every_stage(tmp_path):

@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 import fastdistill as fd
 
-from .. import check
+from .. import check, providers
 from ..accuracy import DTYPES, LOSSES, REGIMES, worst
 from ..cases import DIVERGENCES, Case
 from ..inputs import Inputs, build_inputs
 from ..provider import Runner, loss_of, make_runner
 from .worker import Context
 
+TORCH = providers.find("torch eager")
 _ERRORS = ("value_error", "gradient_error")
 
 
-def _logits(context: Context, divergence: fd.Divergence, dtype: torch.dtype) -> dict[str, Any]:
-    """Worst errors over all kinds of input, ours and those of the formula in torch.
+def is_right(ours: Iterable[float], torchs: Iterable[float], dtype: torch.dtype) -> bool:
+    """Wrong is what is above the tolerance of the dtype and above twice the error of torch.
 
-    Wrong is what is above the tolerance of the dtype and above twice the error of torch.
+    The second matters where a gradient jumps, at p = q: rounded logits are on either side of it.
     """
+    tolerance = check.TOLERANCE[dtype]
+    return all(own <= max(tolerance, 2 * other) for own, other in zip(ours, torchs, strict=True))
+
+
+def _logits(context: Context, divergence: fd.Divergence, dtype: torch.dtype) -> dict[str, Any]:
+    """Worst errors over all kinds of input, ours and those of the formula in torch."""
     device, vocab = context.device.torch, 500 if context.dry_run else 32000
     pairs = [tuple(logits.to(device) for logits in regime(vocab)) for regime in REGIMES.values()]
     by_loss = [[worst(loss, divergence, dtype, pair) for pair in pairs] for loss in LOSSES]
-    right = [
-        own <= max(check.TOLERANCE[dtype], 2 * other)
-        for ours, torchs in zip(*by_loss, strict=True)
-        for own, other in zip(ours, torchs, strict=True)
-    ]
+    right = [is_right(ours, torchs, dtype) for ours, torchs in zip(*by_loss, strict=True)]
     (value, gradient), (torch_value, torch_gradient) = (
         [max(column) for column in zip(*errors, strict=True)] for errors in by_loss
     )
@@ -59,18 +63,22 @@ def chunked_runner(case: Case, inputs: Inputs, reduction: str) -> Runner:
 def _of_case(
     kind: str, context: Context, divergence: fd.Divergence, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Errors relative to the largest true magnitude."""
+    """Errors relative to the largest true magnitude, ours and those of the formula in torch."""
     case = Case(
         kind, 64, 500 if context.dry_run else 32000, dtype, divergence, listed=64,
         student_width=32 if context.dry_run else 512,
         teacher_width=48 if context.dry_run else 768,
     )  # fmt: skip
     inputs = build_inputs(case, context.device.torch)
-    found = check.errors(chunked_runner(case, inputs, "mean")(), check.truth(case, inputs))
+    true = check.truth(case, inputs)
+    runners = chunked_runner(case, inputs, "mean"), TORCH.build(case, inputs)
+    ours, torchs = (check.errors(runner(), true) for runner in runners)
     return {
-        "value_error": found.value,
-        "gradient_error": found.gradient,
-        "right": check.is_right(found, dtype),
+        "value_error": ours.value,
+        "gradient_error": ours.gradient,
+        "torch_value_error": torchs.value,
+        "torch_gradient_error": torchs.gradient,
+        "right": is_right(ours, torchs, dtype),
     }
 
 
