@@ -35,9 +35,20 @@ struct Separable {
   static constexpr unsigned kMoments = 0;
   static constexpr int kPowers = 0;
   static constexpr int kParameters = 0;
-  static constexpr bool kSlopeNeedsLogs = true;  // r is no function of p and q alone
-  static constexpr bool kCostlySlope = false;    // r is better kept than computed again
-  static constexpr bool kPlainForm = false;      // has plain(): the same without its balance
+  static constexpr bool kSlopeIsGap = false;  // r = q - p, whose sum R is zero
+
+  // Where the entropies H can be set apart there is apart(p, q): c and y of a token such that
+  //
+  //     D = -w_p H(p) - w H(q) - sum c,      r = w q (log q - y),
+  //
+  // or the same without H(p), or without H(q) and log q. That takes no logarithm of p and costs
+  // less than the normalised form. Its rounding errors are those of terms that cancel: it will do
+  // for a sum that is not small.
+  static constexpr bool kApart = false;
+  static constexpr unsigned kEntropies = 0;
+  FD_INLINE double teacher_weight() const { return 0.0; }  // w_p
+  FD_INLINE double student_weight() const { return 1.0; }  // w
+
   FD_INLINE double balance() const { return 0.0; }
 };
 
@@ -50,7 +61,7 @@ struct LogSum : Separable {
 /// KL(p || q) = sum p (log p - log q).
 struct ForwardKL : Separable {
   static constexpr unsigned kMoments = kTeacherMean;
-  static constexpr bool kSlopeNeedsLogs = false;
+  static constexpr bool kSlopeIsGap = true;
   FD_INLINE explicit ForwardKL(const double*) {}
   FD_INLINE double balance() const { return 1.0; }
 
@@ -105,12 +116,14 @@ struct SymmetricKL : Separable {
 
 /// b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q.
 struct JensenShannon : Separable {
-  static constexpr bool kCostlySlope = true;
-  static constexpr bool kPlainForm = true;
+  static constexpr bool kApart = true;
+  static constexpr unsigned kEntropies = kTeacherEntropy | kStudentEntropy;
   static constexpr int kParameters = 1;
   double beta, log_rest;
   FD_INLINE explicit JensenShannon(const double* parameters)
       : beta(parameters[0]), log_rest(log(1.0 - beta)) {}
+  FD_INLINE double teacher_weight() const { return beta; }
+  FD_INLINE double student_weight() const { return 1.0 - beta; }
 
   template <class V>
   FD_INLINE Term<V> operator()(const Token<V>& t) const {
@@ -120,23 +133,23 @@ struct JensenShannon : Separable {
             c * weighted(t.q, r + V(log_rest))};
   }
   template <class V>
-  FD_INLINE Term<V> plain(const Token<V>& t) const {
+  FD_INLINE Apart<V> apart(V p, V q) const {
     const V b(beta), c(1.0 - beta);
-    const V log_m = log(above_zero(b * t.p + c * t.q));
-    const V q_part = c * plain_part(t.q, t.log_q, log_m);
-    return {b * plain_part(t.p, t.log_p, log_m) + q_part,
-            q_part + t.q * V((1.0 - beta) * log_rest)};
+    const V m = b * p + c * q, log_m = log_positive(m);
+    return {m * log_m, log_m - V(log_rest)};
   }
 };
 
 /// KL(p || m), m = a p + (1 - a) q.
 struct SkewForwardKL : Separable {
-  static constexpr bool kCostlySlope = true;
-  static constexpr bool kPlainForm = true;
+  static constexpr bool kApart = true;
+  static constexpr unsigned kEntropies = kTeacherEntropy;
   static constexpr int kParameters = 1;
   double alpha;
   FD_INLINE explicit SkewForwardKL(const double* parameters) : alpha(parameters[0]) {}
   FD_INLINE double balance() const { return 1.0 - alpha; }
+  FD_INLINE double teacher_weight() const { return 1.0; }
+  FD_INLINE double student_weight() const { return 1.0 - alpha; }
 
   template <class V>
   FD_INLINE Term<V> operator()(const Token<V>& t) const {
@@ -145,17 +158,17 @@ struct SkewForwardKL : Separable {
     return {excess(t.p, m, t.log_p - log(m)), -(c * t.q * t.p / m)};
   }
   template <class V>
-  FD_INLINE Term<V> plain(const Token<V>& t) const {
+  FD_INLINE Apart<V> apart(V p, V q) const {
     const V a(alpha), c(1.0 - alpha);
-    const V m = above_zero(a * t.p + c * t.q);
-    return {plain_part(t.p, t.log_p, log(m)), -(c * t.q * t.p / m)};
+    const V m = above_zero(a * p + c * q);
+    return {p * log_positive(m), p / m};
   }
 };
 
 /// KL(q || m), m = a q + (1 - a) p.
 struct SkewReverseKL : Separable {
-  static constexpr bool kCostlySlope = true;
-  static constexpr bool kPlainForm = true;
+  static constexpr bool kApart = true;
+  static constexpr unsigned kEntropies = kStudentEntropy;
   static constexpr int kParameters = 1;
   double alpha, log_alpha;
   FD_INLINE explicit SkewReverseKL(const double* parameters)
@@ -169,24 +182,27 @@ struct SkewReverseKL : Separable {
     return {excess(t.q, m, r), weighted(t.q, r + V(log_alpha + 1.0)) - a * t.q * t.q / m};
   }
   template <class V>
-  FD_INLINE Term<V> plain(const Token<V>& t) const {
+  FD_INLINE Apart<V> apart(V p, V q) const {
     const V a(alpha), c(1.0 - alpha);
-    const V m = above_zero(a * t.q + c * t.p);
-    const V value = plain_part(t.q, t.log_q, log(m));
-    return {value, value + t.q * (V(log_alpha + 1.0) - a * t.q / m)};
+    const V m = above_zero(a * q + c * p), log_m = log_positive(m);
+    return {q * log_m, log_m + (a * q / m - V(log_alpha + 1.0))};
   }
 };
 
 /// 1/2 sum |p - q|, with the subgradient 0 where p = q.
 struct TotalVariation : Separable {
-  static constexpr bool kSlopeNeedsLogs = false;
+  static constexpr bool kApart = true;
   FD_INLINE explicit TotalVariation(const double*) {}
 
   template <class V>
   FD_INLINE Term<V> operator()(const Token<V>& t) const {
-    const V gap = t.q - t.p;
-    const V slope = select(gap < V(0), V(1), select(V(0) < gap, V(0), V(0.5)));
-    return {V(0.5) * abs(gap), -(t.q * slope)};
+    const Apart<V> token = apart(t.p, t.q);
+    return {-token.crossed, -(t.q * token.pull)};
+  }
+  template <class V>
+  FD_INLINE Apart<V> apart(V p, V q) const {
+    const V gap = q - p;
+    return {V(-0.5) * abs(gap), select(gap < V(0), V(1), select(V(0) < gap, V(0), V(0.5)))};
   }
 };
 
@@ -300,20 +316,6 @@ FD_INLINE Observed<V> observe(const Token<V>& t) {
   return {excess(t.p, t.q, r), excess(t.q, t.p, -r), min(t.p, t.q), -weighted(t.q, t.log_q),
           -weighted(t.p, t.log_p)};
 }
-
-/// A divergence in its plain form. The sum is the same and costs less, but its rounding errors are
-/// those of terms that cancel: it will do for a sum that is not small.
-template <class D>
-struct PlainForm : Separable {
-  static constexpr bool kCostlySlope = D::kCostlySlope;
-  const D& divergence;
-  FD_INLINE explicit PlainForm(const D& divergence) : divergence(divergence) {}
-
-  template <class V>
-  FD_INLINE Term<V> operator()(const Token<V>& t) const {
-    return divergence.plain(t);
-  }
-};
 
 // ---- what the kernels ask ---------------------------------------------------------------------
 

@@ -18,6 +18,12 @@ struct Token {
   V log_p, log_q, p, q;
 };
 
+/// One token of a divergence whose entropies are apart: c and y of Separable::kApart.
+template <class V>
+struct Apart {
+  V crossed, pull;
+};
+
 /// Sums over a row: the value D and the slope R = sum of r.
 template <class S>
 struct Sums {
@@ -31,6 +37,7 @@ struct Moments {
   S student_mean;  // E_q[x_s - x_t]
   S lse_gap;       // lse(x_t) - lse(x_s)
   S log_power[3];  // log sum p^a q^b, one for each `power`
+  S teacher_entropy, student_entropy;
 
   FD_INLINE S forward_kl() const { return teacher_mean - lse_gap; }
   FD_INLINE S reverse_kl() const { return student_mean + lse_gap; }
@@ -42,6 +49,7 @@ struct Power {
 };
 
 enum Moment : unsigned { kTeacherMean = 1u, kStudentMean = 2u };
+enum Entropy : unsigned { kTeacherEntropy = 1u, kStudentEntropy = 2u };
 
 // ---- building blocks --------------------------------------------------------------------------
 
@@ -73,10 +81,10 @@ FD_INLINE V above_zero(V mixture) {
   return max(mixture, V(7.8886091e-31f));
 }
 
-/// p log(p / m), zero for p = 0.
+/// log p, but finite, so that p log p is zero for p = 0.
 template <class V>
-FD_INLINE V plain_part(V p, V log_p, V log_m) {
-  return p * (max(log_p, V(-1e30)) - log_m);
+FD_INLINE V finite(V log_p) {
+  return max(log_p, V(-1e30));
 }
 
 /// a log p + b log q, the exponent of p^a q^b; -inf where p = 0 < a, whatever q is.

@@ -15,7 +15,8 @@ FD_INLINE S level_of(S max) {
 ///
 /// The maximum is raised before a tile is added, so no term is ever scaled by more than one; the
 /// merge order is the order of the tiles, which makes the result independent of threads.
-template <class S>
+/// kCentred: f is x - max itself, whose values move with the maximum.
+template <class S, bool kCentred = false>
 struct OnlineSoftmax {
   S max = S(-__builtin_inf());
   S sum = S(0);
@@ -25,6 +26,7 @@ struct OnlineSoftmax {
   FD_INLINE S raise(S tile_max) {
     if (tile_max > max) {
       const S shrink = exp(max - tile_max);
+      if (kCentred && sum > S(0)) moment += sum * (max - tile_max);
       sum *= shrink;
       moment = weighted(shrink, moment);  // an infinite moment of weight zero vanishes
       max = tile_max;
@@ -44,6 +46,10 @@ struct OnlineSoftmax {
 
   FD_INLINE S lse() const { return max + log(sum); }
   FD_INLINE S mean() const { return moment / sum; }
+  FD_INLINE S entropy() const {
+    static_assert(kCentred, "the entropy needs the moment of x - max");
+    return log(sum) - mean();
+  }
 };
 
 /// Subtracts a log-sum-exp in two parts, so that its own rounding does not shift the row.

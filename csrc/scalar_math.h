@@ -65,10 +65,16 @@ FD_INLINE V min(V a, V b) {
   return select(b < a, b, a);
 }
 
+/// x, but no less than where exp is zero.
+template <class V>
+FD_INLINE V above_exp_zero(V x) {
+  return max(x, V(-88.0296919f));  // -127 ln 2
+}
+
 /// weight * x with 0 * inf = 0.
 template <class V>
 FD_INLINE V weighted(V weight, V x) {
-  return select(weight == V(0), V(0), weight * x);
+  return weight * select(weight == V(0), V(0), x);  // so that a sum of it is fused
 }
 
 // ---- float algorithms, for float and for vectors of float ------------------------------------
@@ -90,7 +96,7 @@ FD_INLINE V subtract_ln2(V x, V n) {
 /// At most 2 ULP for |x| <= 16 and 5 ULP beyond, down to -87; 0 below -87.7; exp(NaN) = NaN.
 template <class V>
 FD_INLINE V exp(V x) {
-  const V clamped = max(x, V(-88.0f));                       // n = -127 there, whose power is zero
+  const V clamped = above_exp_zero(x);                       // n = -127 there, whose power is zero
   const V biased = clamped * V(1.44269504f) + V(kPow2Bias);  // rounds to an integer
   const V n = biased - V(kPow2Bias);
   const V r = subtract_ln2(clamped, n);
@@ -106,9 +112,9 @@ FD_INLINE V exp(V x) {
 
 /// log of a positive normal x: x = m 2^e, f = m - 1 in [-0.29, 0.41], and a minimax polynomial of
 /// (log m - f + f^2 / 2) / f^3. At most 2 ULP. Zero and negative arguments are not supported:
-/// callers keep x >= 2^-126. log(NaN) = NaN.
+/// the answer for them, as for NaN, is some number.
 template <class V>
-FD_INLINE V log(V x) {
+FD_INLINE V log_positive(V x) {
   V m, e;
   split_pow2(x, m, e);
   const V f = m - V(1.0f), square = f * f;
@@ -121,7 +127,13 @@ FD_INLINE V log(V x) {
   poly = poly * f + V(3.3333910e-1f);
   // The leading terms come last: near m = 1 the result is f but for its last bits.
   const V log_m = f + (square * V(-0.5f) + f * square * poly);
-  return select(x == x, e * V(0.693147182f) + log_m, x);
+  return e * V(0.693147182f) + log_m;
+}
+
+/// The same, with log(NaN) = NaN.
+template <class V>
+FD_INLINE V log(V x) {
+  return select(x == x, log_positive(x), x);
 }
 
 /// tanh; odd polynomial under 5/8, 1 - 2/(exp(2|x|) + 1) above. At most 3 ULP.

@@ -255,7 +255,7 @@ def evaluate(name, x):
     return out[: x.size]
 
 
-# The bounds that scalar_math.h and vec.h state, in units of the last place of the exact result.
+# The bounds that scalar_math.h and vec_math.h state, in units of the last place of the exact result.
 BOUNDS = [
     ("exp", 2, [np.linspace(-16, 16, 500_001), np.linspace(-1, 1, 200_001), [0.0, 1e-30]]),
     ("exp", 5, [np.linspace(-87, -16, 500_001), np.linspace(16, 88, 500_001)]),

@@ -13,6 +13,8 @@ struct KeptExps {
   S* teacher = nullptr;
   TilePair* level = nullptr;  // by tile; afterwards the factor that makes the exps probabilities
 
+  bool empty() const { return student == nullptr; }
+
   void levels_to_factors(int64_t tiles, TilePair lse) const {
     TilePair last{__builtin_nan(""), __builtin_nan("")}, factor{};
     for (int64_t j = 0; j < tiles; ++j) {
@@ -64,14 +66,19 @@ Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row, doub
                               const KeptExps<S>& keep) {
   using A = Arithmetic<S>;
   using V = typename A::Value;
-  OnlineSoftmax<double> student, teacher, hard, powers[3];
+  constexpr bool kOfStudent = D::kEntropies & kStudentEntropy;
+  constexpr bool kOfTeacher = D::kEntropies & kTeacherEntropy;
+  OnlineSoftmax<double, kOfStudent> student;
+  OnlineSoftmax<double, kOfTeacher> teacher;
+  OnlineSoftmax<double> hard, powers[3];
   row.for_each_tile(tile, [&](int64_t start, int64_t n, TilePair tile_max) {
     const TilePair level{student.raise(tile_max.student), teacher.raise(tile_max.teacher)};
     const V student_level(level.student), teacher_level(level.teacher);
     V student_sum(0.0), teacher_sum(0.0), student_moment(0.0), teacher_moment(0.0);
     const auto accumulate = [&](int64_t i) {
       const V x_s = A::load_from(tile.student + i), x_t = A::load_from(tile.teacher + i);
-      const Token<V> exps{x_t, x_s, exp(x_t - teacher_level), exp(x_s - student_level)};
+      const V from_t = x_t - teacher_level, from_s = x_s - student_level;
+      const Token<V> exps{x_t, x_s, exp(from_t), exp(from_s)};
       student_sum = student_sum + exps.q;
       teacher_sum = teacher_sum + exps.p;
       if constexpr (D::kMoments & kTeacherMean) {
@@ -80,9 +87,11 @@ Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row, doub
       if constexpr (D::kMoments & kStudentMean) {
         student_moment = student_moment + weighted(exps.q, x_s - x_t);
       }
+      if constexpr (kOfTeacher) teacher_moment = teacher_moment + exps.p * above_exp_zero(from_t);
+      if constexpr (kOfStudent) student_moment = student_moment + exps.q * above_exp_zero(from_s);
       return exps;
     };
-    if (keep.student == nullptr) {
+    if (keep.empty()) {
       for_each_vector<S>(n, [&](int64_t i) { accumulate(i); });
     } else {
       keep.level[start / kTile] = level;
@@ -106,11 +115,13 @@ Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row, doub
   stats.student_lse = student.lse();
   stats.teacher_lse = teacher.lse();
   stats.hard_lse = with_hard && temperature != 1.0 ? hard.lse() : stats.student_lse;
-  if (keep.student != nullptr) {
+  if (!keep.empty()) {
     keep.levels_to_factors(tiles_of(row.size), {stats.student_lse, stats.teacher_lse});
   }
   Moments<double> moments{
-      teacher.mean(), student.mean(), stats.teacher_lse - stats.student_lse, {}};
+      teacher.mean(), student.mean(), stats.teacher_lse - stats.student_lse, {}, 0.0, 0.0};
+  if constexpr (kOfTeacher) moments.teacher_entropy = teacher.entropy();
+  if constexpr (kOfStudent) moments.student_entropy = student.entropy();
   if constexpr (D::kPowers > 0) {
     for (int k = 0; k < D::kPowers; ++k) {
       const Power power = divergence.power(k);
@@ -121,8 +132,7 @@ Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row, doub
   return moments;
 }
 
-/// The second sweep: value and slope summed over the tokens. With kept exps, a costly slope takes
-/// the place of the teacher's, which the gradient then does not need.
+/// The second sweep: value and slope summed over the tokens.
 template <bool kKept, class D, class S>
 Sums<double> sweep_sums(const D& divergence, const RowReader<S>& row, Tile<S>& tile,
                         RowStats& stats, const KeptExps<S>& kept = {}) {
@@ -149,7 +159,6 @@ Sums<double> sweep_sums(const D& divergence, const RowReader<S>& row, Tile<S>& t
         const Term<V> term = divergence(tokens(i));
         value = value + term.value;
         slope = slope + term.dlogq;
-        if constexpr (kKept && D::kCostlySlope) store(kept.teacher + start + i, term.dlogq);
       });
       sums.value += sum_lanes(value);
       sums.slope += sum_lanes(slope);
@@ -162,6 +171,41 @@ Sums<double> sweep_sums(const D& divergence, const RowReader<S>& row, Tile<S>& t
   return sums;
 }
 
+/// Whether a row is summed with its entropies apart. Not in float64, which is there for its digits.
+template <class D, class S>
+inline constexpr bool kSumsApart = D::kApart && sizeof(S) == sizeof(float);
+
+/// Value and slope of a divergence whose entropies are apart, from kept exps alone. The pulls y
+/// take the place of the teacher's, which the gradient then does not need.
+template <class D, class S>
+Sums<double> sweep_apart(const D& divergence, int64_t size, const Moments<double>& moments,
+                         const KeptExps<S>& kept) {
+  using A = Arithmetic<S>;
+  using V = typename A::Value;
+  const double weight = divergence.student_weight();
+  double crossed = divergence.teacher_weight() * moments.teacher_entropy;
+  crossed += weight * moments.student_entropy;  // zero where it does not count
+  double pulled = moments.student_entropy;
+  for (int64_t start = 0; start < size; start += kTile) {
+    const int64_t n = size - start < kTile ? size - start : kTile;
+    const TilePair factor = kept.level[start / kTile];
+    const V scale_p(factor.teacher), scale_q(factor.student);
+    V tile_crossed(0.0), tile_pulled(0.0);
+    for_each_vector<S>(n, [&](int64_t i) {
+      const V p = rounded(A::load_from(kept.teacher + start + i) * scale_p);
+      const V q = rounded(A::load_from(kept.student + start + i) * scale_q);
+      const Apart<V> token = divergence.apart(p, q);
+      tile_crossed = tile_crossed + token.crossed;
+      tile_pulled = tile_pulled + q * token.pull;
+      store(kept.teacher + start + i, token.pull);
+    });
+    crossed += sum_lanes(tile_crossed);
+    pulled += sum_lanes(tile_pulled);
+  }
+  // Where one is NaN both are: log_positive makes a number of it.
+  return {-(crossed + 0.0 * pulled), -weight * (pulled + 0.0 * crossed)};
+}
+
 /// The value of D of a row of logits, in one sweep where D allows it; fills stats, and the kept
 /// exps where there is room for them.
 template <class D, class S>
@@ -170,8 +214,8 @@ double measure(const D& divergence, const RowReader<S>& row, double temperature,
   const Moments<double> moments =
       sweep_moments(divergence, row, temperature, with_hard, tile, stats, keep);
   const auto sum_up = [&](const auto& summand) {
-    return keep.student == nullptr ? sweep_sums<false>(summand, row, tile, stats)
-                                   : sweep_sums<true>(summand, row, tile, stats, keep);
+    return keep.empty() ? sweep_sums<false>(summand, row, tile, stats)
+                        : sweep_sums<true>(summand, row, tile, stats, keep);
   };
   Sums<double> sums;
   if constexpr (kHasOneSweep<D>) {
@@ -184,9 +228,9 @@ double measure(const D& divergence, const RowReader<S>& row, double temperature,
         sums = sum_up(divergence);
       }
     }
-  } else if constexpr (D::kPlainForm) {
-    sums = sum_up(PlainForm<D>(divergence));
-    if (sum_again(sums.value, moments.lse_gap)) {
+  } else if constexpr (kSumsApart<D, S>) {
+    sums = sweep_apart(divergence, row.size, moments, keep);
+    if (D::kEntropies != 0 && sum_again(sums.value, moments.lse_gap)) {
       sums.value = sweep_sums<false>(divergence, row, tile, stats).value;
     }
   } else {
@@ -203,20 +247,32 @@ FD_INLINE void divergence_gradient(const D& divergence, const RowStats& stats, d
                                    const KeptExps<S>& kept = {}) {
   using V = typename Arithmetic<S>::Value;
   using A = Arithmetic<S>;
-  const V w(weight), slope_sum(stats.slope), log_sum(stats.log_sum);
-  if constexpr (kKept && D::kCostlySlope) {
-    const V scale_q(kept.level[start / kTile].student);
+  if constexpr (kKept && D::kSlopeIsGap) {
+    const TilePair factor = kept.level[start / kTile];
+    const V scale_p(weight * factor.teacher), scale_q(weight * factor.student);
     for_each_vector<S>(n, [&](int64_t i) {
-      const V r = A::load_from(kept.teacher + start + i);
-      const V q = A::load_from(kept.student + start + i) * scale_q;
-      store(tile.gradient + i, w * (r - q * slope_sum));
+      const V p = rounded(A::load_from(kept.teacher + start + i) * scale_p);
+      const V q = rounded(A::load_from(kept.student + start + i) * scale_q);
+      store(tile.gradient + i, q - p);
     });
-    return;
+  } else if constexpr (kKept && kSumsApart<D, S>) {
+    const double own = divergence.student_weight();
+    const V scale_q(weight * own * kept.level[start / kTile].student), mean(stats.slope / own);
+    const Normalizer<V> normalize(stats.student_lse);
+    for_each_vector<S>(n, [&](int64_t i) {
+      V by_q = -A::load_from(kept.teacher + start + i);
+      if constexpr (D::kEntropies & kStudentEntropy) {
+        by_q = finite(normalize(A::load_from(tile.student + i))) + by_q;
+      }
+      store(tile.gradient + i, A::load_from(kept.student + start + i) * scale_q * (by_q - mean));
+    });
+  } else {
+    const V w(weight), slope_sum(stats.slope), log_sum(stats.log_sum);
+    const TileTokens<kKept, S> tokens(tile, stats, kept, start);
+    for_each_vector<S>(n, [&](int64_t i) {
+      store(tile.gradient + i, w * gradient_of(divergence, tokens(i), slope_sum, log_sum));
+    });
   }
-  const TileTokens<kKept, S> tokens(tile, stats, kept, start);
-  for_each_vector<S>(n, [&](int64_t i) {
-    store(tile.gradient + i, w * gradient_of(divergence, tokens(i), slope_sum, log_sum));
-  });
 }
 
 }  // namespace

@@ -111,12 +111,17 @@ template <bool kKept, class D, class S>
 void store_full_gradient(const D& divergence, const Row<S>& row, const RowReader<S>& reader) {
   Tile<S>& tile = row.work.tile;
   const double weight = by_stored_logit(row.problem, row.problem.grad_soft[row.index]);
-  // With the exps at hand some gradients do not look at the logits again.
-  const bool needs_logits = !kKept || (D::kSlopeNeedsLogs && !D::kCostlySlope) || row.has_label() ||
-                            row.problem.student.softcap != 0.0;
+  // With the exps at hand some gradients do not look at the logits again, or at the student's only.
+  const bool needs_both = !kKept || !(D::kSlopeIsGap || kSumsApart<D, S>);
+  const bool needs_student = (D::kEntropies & kStudentEntropy) != 0 || row.has_label() ||
+                             row.problem.student.softcap != 0.0;
   for (int64_t start = 0; start < reader.size; start += kTile) {
     const int64_t n = reader.size - start < kTile ? reader.size - start : kTile;
-    if (needs_logits) reader.load(reader.source, start, n, tile);
+    if (needs_both) {
+      reader.load(reader.source, start, n, tile);
+    } else if (needs_student) {
+      load_tile(row.problem.student, row.problem.temperature, row.index, start, n, tile.student);
+    }
     divergence_gradient<kKept>(divergence, row.stats, weight, start, n, tile, row.work.kept);
     finish_tile(row, start, n, tile);
   }
@@ -137,7 +142,7 @@ void dense_row(const D& divergence, Row<S>& row) {
     }
   }
   if (!row.wants_gradient()) return;
-  if (row.work.kept.student == nullptr) {
+  if (row.work.kept.empty()) {
     store_full_gradient<false>(divergence, row, reader);
   } else {
     store_full_gradient<true>(divergence, row, reader);
@@ -161,14 +166,14 @@ double sweep_student(Row<S>& row, bool with_hard, bool take) {
     if (with_hard) push_hard(hard, tile, n, tile_max, problem.temperature);
     if (take) tile_max = take_listed(row.work.listed, start, n, tile_max, tile);
     const double level = soft.raise(tile_max);
-    if (kept.student == nullptr) {
+    if (kept.empty()) {
       soft.add(sum_exps(tile.student, n, level));
     } else {
       kept.level[start / kTile] = {level, 0.0};
       soft.add(sum_and_keep_exps(tile.student, n, level, kept.student + start));
     }
   }
-  if (kept.student != nullptr) {
+  if (!kept.empty()) {
     kept.levels_to_factors(tiles_of(problem.vocab), {level_of(soft.lse()), 0.0});
   }
   if (with_hard) row.stats.hard_lse = hard.lse();
@@ -256,14 +261,13 @@ void spread_gradient(const Row<S>& row, double tail_gradient, Tile<S>& tile) {
   const Listed<S>& listed = row.work.listed;
   const KeptExps<S>& kept = row.work.kept;
   const Normalizer<V> share(level_of(row.stats.tail_lse));
-  const bool needs_logits =
-      kept.student == nullptr || row.has_label() || problem.student.softcap != 0.0;
+  const bool needs_logits = kept.empty() || row.has_label() || problem.student.softcap != 0.0;
   for (int64_t start = 0, j = 0; start < problem.vocab; start += kTile, ++j) {
     const int64_t n = problem.vocab - start < kTile ? problem.vocab - start : kTile;
     if (needs_logits) {
       load_tile(problem.student, problem.temperature, row.index, start, n, tile.student);
     }
-    if (kept.student == nullptr) {
+    if (kept.empty()) {
       const V tail(tail_gradient);
       for_each_vector<S>(n, [&](int64_t i) {
         store(tile.gradient + i, tail * exp(share(A::load_from(tile.student + i))));

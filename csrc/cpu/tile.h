@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../row_math.h"
-#include "vec.h"
+#include "vec_math.h"
 
 namespace fastdistill {
 namespace {
@@ -74,7 +74,9 @@ double load_tile(const Logits& logits, double temperature, int64_t row, int64_t 
   using V = typename Arithmetic<S>::Value;
   double largest = 0.0;
   visit(logits.dtype, logits.data, row * logits.row_stride + start, [&](auto* from) {
-    if (logits.softcap == 0.0) {
+    if (logits.softcap == 0.0 && logits.scale == temperature) {
+      largest = map_elements(from, n, out, [](V z) { return z; });
+    } else if (logits.softcap == 0.0) {
       const V factor(logits.scale / temperature);
       largest = map_elements(from, n, out, [&](V z) { return z * factor; });
     } else {

@@ -1,8 +1,8 @@
 // Vec: kLanes floats in one register, on the compiler's vector extensions.
 //
 // Included only by the files of one instruction set, so everything is in an unnamed namespace: two
-// instruction sets never share a symbol. Offers what float offers in scalar_math.h, and loads and
-// stores of the storage types.
+// instruction sets never share a symbol. Offers what float offers in scalar_math.h, its functions
+// in vec_math.h, and loads and stores of the storage types.
 #pragma once
 
 #if defined(__SSE2__)
@@ -79,6 +79,7 @@ FD_INLINE Vec max(Vec a, Vec b) {
 }
 
 // The overloads for float and double stay visible beside those for Vec.
+using ::fastdistill::above_exp_zero;
 using ::fastdistill::abs;
 using ::fastdistill::exp;
 using ::fastdistill::log;
@@ -86,53 +87,6 @@ using ::fastdistill::max;
 using ::fastdistill::rounded;
 using ::fastdistill::select;
 using ::fastdistill::tanh;
-
-// ---- the primitives of scalar_math.h ----------------------------------------------------------
-
-FD_INLINE Vec pow2(Vec biased) { return (FloatLanes)((WordLanes)biased.lanes << 23); }
-#if defined(__AVX2__)
-/// 2^(n/8), given biased = n + kEighthsBias as a float. Its low bits hold n + 8 * 127: the last
-/// three choose the mantissa, and those above, shifted up, are the exponent. What the three add to
-/// the mantissa when shifted is taken away from the entry beforehand.
-constexpr float kEighthsBias = 12582912.0f + 8 * 127.0f;  // 1.5 * 2^23 + 8 * 127
-FD_INLINE Vec pow2_eighths(Vec biased) {
-  alignas(32) static constexpr int32_t kMantissas[8] = {0x000000 - (0 << 20), 0x0b95c2 - (1 << 20),
-                                                        0x1837f0 - (2 << 20), 0x25fed7 - (3 << 20),
-                                                        0x3504f3 - (4 << 20), 0x45672a - (5 << 20),
-                                                        0x5744fd - (6 << 20), 0x6ac0c7 - (7 << 20)};
-  const __m256i table = load_bits<__m256i>(kMantissas);
-  const WordLanes bits = (WordLanes)biased.lanes;
-#if defined(__AVX512F__)  // indexed by four bits: the table twice
-  const __m512i twice = _mm512_maskz_broadcast_i64x4(0xff, table);
-  const __m512i mantissa = _mm512_maskz_permutexvar_epi32(0xffff, (__m512i)bits, twice);
-#else
-  const __m256i mantissa = _mm256_permutevar8x32_epi32(table, (__m256i)bits);
-#endif
-  return (FloatLanes)((WordLanes)mantissa + (bits << 20));
-}
-#endif
-FD_INLINE void split_pow2(Vec x, Vec& mantissa, Vec& exponent) {
-  const IntLanes shifted = (IntLanes)x.lanes - 0x3f3504f3;
-  exponent = __builtin_convertvector(shifted >> 23, FloatLanes);
-  mantissa = (FloatLanes)((shifted & 0x7fffff) + 0x3f3504f3);
-}
-#if defined(__AVX2__)
-/// exp(x) for x <= 88: x = n ln(2)/8 + r, |r| <= ln(2)/16, 2^(n/8) from a table that lies in one
-/// register, and a minimax polynomial of degree 3 in r. At most 2 ULP for |x| <= 16 and 5 ULP
-/// beyond, down to -87.3; then less than 2^-126, and 0 from -88.03 on; exp(NaN) = NaN.
-FD_INLINE Vec exp(Vec x) {
-  const Vec clamped = max(x, Vec(-88.0296919f));  // n = -8 * 127, whose power is zero
-  const Vec biased = clamped * Vec(8 * 1.44269504f) + Vec(kEighthsBias);  // rounds to an integer
-  const Vec r = clamped - (biased - Vec(kEighthsBias)) * Vec(0.693147182f / 8);  // fused
-  const Vec poly = r * (Vec(1.0f) + r * (Vec(0.500064552f) + r * Vec(0.166668579f)));
-  const Vec power = pow2_eighths(biased);
-  return power + power * poly;
-}
-#else
-FD_INLINE Vec exp(Vec x) { return detail::exp(x); }
-#endif
-FD_INLINE Vec log(Vec x) { return detail::log(x); }
-FD_INLINE Vec tanh(Vec x) { return detail::tanh(x); }
 
 FD_INLINE Vec rounded(Vec x) { return ::fastdistill::rounded(x.lanes); }
 

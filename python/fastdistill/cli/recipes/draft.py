@@ -42,7 +42,7 @@ class Settings(settings.Settings):
     losses: tuple[str, ...] = tuple(LOSSES)
     texts: tuple[str, ...] = ("teacher", "corpus")
     """Who wrote the text that is trained on."""
-    measured_at: tuple[int, ...] = (12, 24, 48)
+    measured_at: tuple[int, ...] = (8, 16, 32)
     """Steps after which a draft is measured; the last are all."""
     batch: int = 2
     """Blocks of text per step."""
@@ -52,11 +52,11 @@ class Settings(settings.Settings):
     """Tokens at the beginning of a block that are the corpus's in any case, and do not count."""
     lr: float = 5e-4
     """Of 2.5e-4, 5e-4 and 1e-3 the best for the acceptance rate, or as good, with every loss."""
-    held_out: int = 12
+    held_out: int = 4
     """Blocks of the teacher's text that drafts are measured on."""
-    prompts: int = 6
+    prompts: int = 4
     """Of speculative decoding; each is the beginning of another held-out block."""
-    new_tokens: int = 16
+    new_tokens: int = 12
     """Per prompt."""
 
 
