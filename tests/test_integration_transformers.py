@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 pytest.importorskip("transformers", reason="needs fastdistill[distill]")
 pytest.importorskip("accelerate", reason="needs fastdistill[distill]")
 
+from processes import leave
 from safetensors.torch import load_file
 from trainer_cases import AVERAGED, LogitsTrainer, llama, losses, make, trained, weights
 from transformers import LlamaForCausalLM
@@ -73,7 +74,7 @@ def train_in_process(rank, directory, port, results):
     metrics = found[2].evaluate()
     if rank == 0:
         torch.save([*found[:2], found[2].state.log_history, metrics], results)
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def test_a_batch_is_the_share_of_each_process(tmp_path, unused_port):
