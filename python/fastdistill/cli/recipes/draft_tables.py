@@ -6,11 +6,10 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from .speculative import accepted_share
+from .tables import Table, print_tables
 
 COLUMNS = (
     "layers",
@@ -37,15 +36,11 @@ def show(report: dict[str, Any], console: Console) -> None:
     rows = draft_rows(report)
     quality = slice(NAMES + QUALITIES)
     tables = (  # narrow enough for a terminal
-        ("drafts", COLUMNS[quality], [row[quality] for row in rows]),
-        ("speed", _without_quality(COLUMNS), [_without_quality(row) for row in rows]),
-        ("losses, all depths together", LOSS_COLUMNS, loss_rows(report)),
+        Table("drafts", COLUMNS[quality], [row[quality] for row in rows]),
+        Table("speed", _without_quality(COLUMNS), [_without_quality(row) for row in rows]),
+        _losses(report),
     )
-    for title, columns, shown in tables:
-        table = Table(*columns, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for row in shown:
-            table.add_row(*row)
-        console.print(table)
+    print_tables(tables, console)
     for sentence in sentences(report):
         console.print(sentence, soft_wrap=True)
 
@@ -59,16 +54,14 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             "\n".join(f"* {sentence}" for sentence in sentences(report)),
-            _markdown_table(LOSS_COLUMNS, loss_rows(report), NAMES - 1),
-            _markdown_table(COLUMNS, draft_rows(report), NAMES),
+            _losses(report).markdown(NAMES - 1),
+            Table("drafts", COLUMNS, draft_rows(report)).markdown(NAMES),
         ]
     )
 
 
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], names: int) -> str:
-    """A table whose first columns are names, and the others numbers."""
-    rule = ["---"] * names + ["--:"] * (len(columns) - names)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, rule, *rows))
+def _losses(report: dict[str, Any]) -> Table:
+    return Table("losses, all depths together", LOSS_COLUMNS, loss_rows(report))
 
 
 # ---- rows ----------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from ..models import prune_depth
@@ -25,6 +24,7 @@ from ..training import Training
 from . import settings
 from .prompted import OTHERS, Prompted
 from .study import Study
+from .tables import Table, print_tables
 from .text import ScoredText, Text, score
 
 if TYPE_CHECKING:
@@ -288,25 +288,18 @@ NOT_DISTILLED, WARM_UP, TEACHER = "not distilled", "warm-up alone", "the teacher
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print the results."""
-    tables = (
-        ("held-out text; nats per token", KL_COLUMNS, _kl_rows(report)),
-        ("text and cost; nats per token", TEXT_COLUMNS, _text_rows(report)),
-    )
-    for title, columns, rows in tables:
-        table = Table(*columns, title=title)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    print_tables(_tables(report), console)
 
 
 def markdown(report: dict[str, Any]) -> str:
     """The results as two tables."""
-    return "\n\n".join(
-        "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *rows))
-        for columns, rows in (
-            (KL_COLUMNS, _kl_rows(report)),
-            (TEXT_COLUMNS, _text_rows(report)),
-        )
+    return "\n\n".join(table.markdown() for table in _tables(report))
+
+
+def _tables(report: dict[str, Any]) -> tuple[Table, Table]:
+    return (
+        Table("held-out text; nats per token", KL_COLUMNS, _kl_rows(report)),
+        Table("text and cost; nats per token", TEXT_COLUMNS, _text_rows(report)),
     )
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -27,6 +26,7 @@ from .quantise import check_groups, convert, dequantise, prepare, size
 from .small_kl import small_kls
 from .speculative import speculate
 from .study import Study
+from .tables import Table, print_tables
 from .text import BLOCKS_PER_FORWARD, Closeness, ScoredText, Text, score
 
 if TYPE_CHECKING:
@@ -284,29 +284,20 @@ SMALL_KL_COLUMNS = (
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print the results."""
-    tables = (
-        ("held-out text", STUDENT_COLUMNS, _student_rows(report)),
-        ("small KLs against float64", SMALL_KL_COLUMNS, _small_kl_rows(report)),
-    )
-    for title, columns, rows in tables:
-        table = Table(*columns, title=title)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    print_tables(_tables(report), console)
     console.print(_note(report))
 
 
 def markdown(report: dict[str, Any]) -> str:
     """The results as two tables and a note."""
-    tables = (
-        (STUDENT_COLUMNS, _student_rows(report)),
-        (SMALL_KL_COLUMNS, _small_kl_rows(report)),
+    return "\n\n".join([*(table.markdown() for table in _tables(report)), _note(report)])
+
+
+def _tables(report: dict[str, Any]) -> tuple[Table, Table]:
+    return (
+        Table("held-out text", STUDENT_COLUMNS, _student_rows(report)),
+        Table("small KLs against float64", SMALL_KL_COLUMNS, _small_kl_rows(report)),
     )
-    lines = (
-        "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *rows))
-        for columns, rows in tables
-    )
-    return "\n\n".join([*lines, _note(report)])
 
 
 def _student_rows(report: dict[str, Any]) -> list[list[str]]:
