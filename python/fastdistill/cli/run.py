@@ -99,3 +99,4 @@ def _train(job: Job, training: Training, before: Quality, console: Console) -> N
 
     with progress_bar(console, len(training.losses), job.config.steps) as on_step:
         train(training, job.config.steps, save, job.checkpoint_every, on_step)
+    save()

@@ -80,7 +80,7 @@ def train(
     checkpoint_every: int,
     on_step: Callable[[int, float], None],
 ) -> None:
-    """Take steps until ``steps`` are taken, saving every ``checkpoint_every`` and at the end.
+    """Take steps until ``steps`` are taken, saving every ``checkpoint_every`` before the last.
 
     Ctrl-C ends the step in hand, saves, and raises KeyboardInterrupt.
     """
@@ -90,7 +90,7 @@ def train(
             step = len(training.losses)
             on_step(step, loss)
             stop = interrupted()
-            if stop or step == steps or step % checkpoint_every == 0:
+            if stop or (step < steps and step % checkpoint_every == 0):
                 save()
             if stop:
                 raise KeyboardInterrupt

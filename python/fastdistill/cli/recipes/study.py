@@ -68,7 +68,8 @@ class Study:
         """What ``find()`` returned, now or before the run was interrupted.
 
         That is a tensor, a number, a string, None, or a list or dict of such. A training that
-        ``find`` begins ends with it: nothing else of it is kept.
+        ``find`` begins ends with it: nothing else of it is kept. A part of a part is written with
+        the next checkpoint of the training or the whole part: until then it is lost with them.
         """
         if name not in self._found:
             outside = self._training, self._inside_part
@@ -76,7 +77,8 @@ class Study:
             found = find()
             self._training, self._inside_part = outside
             self._found[name] = found
-            self._save()
+            if not self._inside_part:
+                self._save()
         return self._found[name]
 
     def train(self, name: str, training: Training, steps: int) -> None:
@@ -90,13 +92,11 @@ class Study:
                 training.load_state_dict(self._saved_training["state"])
                 self._saved_training = {}
 
-        def save() -> None:
-            # What a part finds in the end is saved in place of the student that it trained.
-            if len(training.losses) < steps or not self._inside_part:
-                self._save()
-
         with progress_bar(self.console, len(training.losses), steps, name) as on_step:
-            train(training, steps, save, CHECKPOINT_EVERY, on_step)
+            train(training, steps, self._save, CHECKPOINT_EVERY, on_step)
+        # What a part finds is saved when it ends, in place of the student that it trained.
+        if not self._inside_part:
+            self._save()
 
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
         """Write the report, remove the checkpoint, and return what was written.
