@@ -42,7 +42,7 @@ class Settings(settings.Settings):
     losses: tuple[str, ...] = tuple(LOSSES)
     texts: tuple[str, ...] = ("teacher", "corpus")
     """Who wrote the text that is trained on."""
-    measured_at: tuple[int, ...] = (6, 12, 24)
+    measured_at: tuple[int, ...] = (5, 10, 20)
     """Steps after which a draft is measured; the last are all."""
     batch: int = 2
     """Blocks of text per step."""
@@ -56,7 +56,7 @@ class Settings(settings.Settings):
     """Blocks of the teacher's text that drafts are measured on."""
     prompts: int = 4
     """Of speculative decoding; each is the beginning of another held-out block."""
-    new_tokens: int = 9
+    new_tokens: int = 8
     """Per prompt."""
 
 
