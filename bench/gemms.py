@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fastdistill as fd
 from fastdistill._chunks import plan_chunks
-from fastdistill._head import HeadDtypes, choose_precision
+from fastdistill._head import Head, HeadDtypes, Precision, choose_precision
 from fastdistill._native import fresh
 
 from .cases import Case
@@ -64,19 +64,28 @@ def _operands(inputs: Inputs, dtype: torch.dtype) -> _Operands:
 
 
 def _build_gemms(case: Case, inputs: Inputs, *, in_chunks: bool, native: bool) -> Runner:
-    """The GEMMs of a case, on operands and in buffers that are ready beforehand."""
+    """The GEMMs of a case, on operands and in buffers that are ready beforehand.
+
+    Those of the logits as fastdistill cuts them where the rows are cut as well.
+    """
     dtype = case.dtype if native else head_dtype(case)
     hidden, weight, teacher, grad_hidden, grad_weight = _operands(inputs, dtype)
     chunk = our_chunk(case) if in_chunks else case.counted
     logits, teacher_logits = (fresh(hidden, chunk, case.vocab) for _ in range(2))
 
+    def make_logits(hidden: Tensor, weight: Tensor, out: Tensor) -> None:
+        if in_chunks:
+            Head(weight, None, case.vocab, Precision(dtype, dtype, dtype)).logits(hidden, out)
+        else:
+            torch.mm(hidden, weight.t(), out=out)
+
     def run() -> Result:
         for start in range(0, case.counted, chunk):
             rows = slice(start, start + chunk)
             own = logits[: hidden[rows].shape[0]]
-            torch.mm(hidden[rows], weight.t(), out=own)
+            make_logits(hidden[rows], weight, own)
             if teacher:
-                torch.mm(teacher[0][rows], teacher[1].t(), out=teacher_logits[: own.shape[0]])
+                make_logits(teacher[0][rows], teacher[1], teacher_logits[: own.shape[0]])
             if case.backward:
                 torch.mm(own, weight, out=grad_hidden[rows])
                 torch.addmm(

@@ -60,6 +60,18 @@ def test_chunking_does_not_matter(kind, chunk_size, reduction):
         same(results, whole, rtol=tolerance, atol=tolerance / 10)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_pieces_of_the_vocabulary_do_not_matter(dtype, bias, monkeypatch):
+    inputs, teacher = student(dtype, bias), make_teacher("head", ROWS, VOCAB, dtype=dtype)
+    whole = linear(inputs, teacher, reduction="none")
+    monkeypatch.setattr(_head, "_LOGIT_COLUMNS", 10)  # the last has three
+    monkeypatch.setattr(_head, "_PANEL_BYTES", 4 * 7 * WIDTH)
+    spy = Spy(monkeypatch, _head.Head, "operand")
+    same(linear(inputs, teacher, reduction="none"), whole, rtol=1e-5, atol=1e-6)
+    heights = {operand.shape[0] for (operand,) in spy.calls if operand.dim() == 2}
+    assert dtype.itemsize == 2 or heights == {ROWS, 10, 3, VOCAB}
+
+
 @pytest.mark.parametrize("divergence_", CLASSES, ids=repr)
 def test_is_the_logits_loss_of_the_heads_output(divergence_):
     def by_logits(student_hidden, student_weight, student_bias, teacher, labels, **config):

@@ -18,6 +18,9 @@ from ._native import fresh
 _PANEL_BYTES = 8 << 20
 """Of a weight that is widened piece by piece."""
 
+_LOGIT_COLUMNS = 1024
+"""That a CPU makes at once, in float32 or float64: MKL is slower at those of a whole vocabulary."""
+
 _PRODUCT_BYTES = 64 << 20
 """Of a product that is added to a wider sum."""
 
@@ -92,19 +95,19 @@ class Head:
         """A gradient by logits as an operand of the GEMMs of the gradients."""
         return grad_logits.to(self.precision.operand)
 
-    def _panels(self) -> Iterator[tuple[slice, Tensor]]:
-        """The weight in the dtype of the operands: whole if it has it, else piece by piece."""
-        if self.weight.dtype == self.precision.operand == self.precision.compute:
-            yield slice(0, self.vocab), self.weight
-            return
-        width = max(1, _PANEL_BYTES // (4 * self.weight.shape[1]))
+    def _panels(self, most: int) -> Iterator[tuple[slice, Tensor]]:
+        """The weight in the dtype of the operands, at most ``most`` rows of it at a time."""
+        width = most
+        if not self.weight.dtype == self.precision.operand == self.precision.compute:
+            width = min(most, max(1, _PANEL_BYTES // (4 * self.weight.shape[1])))
         for start in range(0, self.vocab, width):
             panel = slice(start, min(start + width, self.vocab))
             yield panel, self.operand(self.weight[panel])
 
     def logits(self, hidden: Tensor, out: Tensor) -> None:
         """out (C, vocab) = logits of hidden (C, D)."""
-        for panel, weight in self._panels():
+        in_pieces = hidden.device.type == "cpu" and hidden.dtype in (torch.float32, torch.float64)
+        for panel, weight in self._panels(_LOGIT_COLUMNS if in_pieces else self.vocab):
             if self.bias is not None and out.dtype == hidden.dtype:
                 torch.addmm(self.bias[panel], hidden, weight.t(), out=out[:, panel])
                 continue
@@ -115,7 +118,7 @@ class Head:
     def grad_hidden(self, grad_logits: Tensor) -> Tensor:
         """(C, D) gradient by hidden of a chunk whose gradient by logits is (C, vocab)."""
         total: Tensor | None = None
-        for panel, weight in self._panels():
+        for panel, weight in self._panels(self.vocab):
             if total is None:
                 total = grad_logits[:, panel] @ weight
             else:
