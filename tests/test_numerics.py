@@ -93,6 +93,15 @@ def test_level_of_the_logits_costs_no_digits(divergence, shift, gap, isa):
     torch.testing.assert_close(shifted[1], gradient, **tolerance)
 
 
+@pytest.mark.parametrize("side", ["student", "teacher", "both"])
+def test_level_that_rises_by_more_than_an_exp_can_hold(divergence, side, isa):
+    """From the first tile of a row to the second; a third is not whole."""
+    logits = {"student": randn(2, 1100, seed=1), "teacher": randn(2, 1100, seed=2)}
+    for name in logits if side == "both" else [side]:
+        logits[name][:, :512] -= 200.0
+    close(rows(*logits.values(), divergence), true_rows(*logits.values(), divergence))
+
+
 @pytest.mark.parametrize("kind_", ["bucket", "renormalize", "uniform"])
 def test_confidently_wrong_student_of_a_list(kind_, isa):
     student = torch.full((3, 33), -30.0)

@@ -1,31 +1,10 @@
 // The sweeps of a divergence over one row: the moments, the sums, the gradient.
 #pragma once
 
-#include "sweep.h"
+#include "first_sweep.h"
 
 namespace fastdistill {
 namespace {
-
-/// exp(x - level) of a row, from its first sweep, so that later ones need no exp.
-template <class S>
-struct KeptExps {
-  S* student = nullptr;  // null: not kept
-  S* teacher = nullptr;
-  TilePair* level = nullptr;  // by tile; afterwards the factor that makes the exps probabilities
-
-  bool empty() const { return student == nullptr; }
-
-  void levels_to_factors(int64_t tiles, TilePair lse) const {
-    TilePair last{__builtin_nan(""), __builtin_nan("")}, factor{};
-    for (int64_t j = 0; j < tiles; ++j) {
-      if (level[j].student != last.student || level[j].teacher != last.teacher) {  // seldom
-        last = level[j];
-        factor = {exp(last.student - lse.student), exp(last.teacher - lse.teacher)};
-      }
-      level[j] = factor;
-    }
-  }
-};
 
 /// The tokens of a loaded tile. kKept: their probabilities come from the first sweep.
 template <bool kKept, class S>
@@ -59,69 +38,36 @@ struct TileTokens {
   }
 };
 
-/// The first sweep: both log-sum-exps, the hard one where `with_hard`, and the moments of D.
+/// The first sweep: both log-sum-exps, the hard one where there are labels, and the moments of D.
 template <class D, class S>
-Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row, double temperature,
-                              bool with_hard, Tile<S>& tile, RowStats& stats,
-                              const KeptExps<S>& keep) {
-  using A = Arithmetic<S>;
-  using V = typename A::Value;
-  constexpr bool kOfStudent = D::kEntropies & kStudentEntropy;
-  constexpr bool kOfTeacher = D::kEntropies & kTeacherEntropy;
-  OnlineSoftmax<double, kOfStudent> student;
-  OnlineSoftmax<double, kOfTeacher> teacher;
+Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row,
+                              const RowProblem& problem, int64_t index, Tile<S>& tile,
+                              RowStats& stats, const KeptExps<S>& keep) {
+  FirstSweep<D::kMoments, D::kEntropies, S> sides;
   OnlineSoftmax<double> hard, powers[3];
-  row.for_each_tile(tile, [&](int64_t start, int64_t n, TilePair tile_max) {
-    const TilePair level{student.raise(tile_max.student), teacher.raise(tile_max.teacher)};
-    const V student_level(level.student), teacher_level(level.teacher);
-    V student_sum(0.0), teacher_sum(0.0), student_moment(0.0), teacher_moment(0.0);
-    const auto accumulate = [&](int64_t i) {
-      const V x_s = A::load_from(tile.student + i), x_t = A::load_from(tile.teacher + i);
-      const V from_t = x_t - teacher_level, from_s = x_s - student_level;
-      const Token<V> exps{x_t, x_s, exp(from_t), exp(from_s)};
-      student_sum = student_sum + exps.q;
-      teacher_sum = teacher_sum + exps.p;
-      if constexpr (D::kMoments & kTeacherMean) {
-        teacher_moment = teacher_moment + weighted(exps.p, x_t - x_s);
-      }
-      if constexpr (D::kMoments & kStudentMean) {
-        student_moment = student_moment + weighted(exps.q, x_s - x_t);
-      }
-      if constexpr (kOfTeacher) teacher_moment = teacher_moment + exps.p * above_exp_zero(from_t);
-      if constexpr (kOfStudent) student_moment = student_moment + exps.q * above_exp_zero(from_s);
-      return exps;
-    };
-    if (keep.empty()) {
-      for_each_vector<S>(n, [&](int64_t i) { accumulate(i); });
-    } else {
-      keep.level[start / kTile] = level;
-      for_each_vector<S>(n, [&](int64_t i) {
-        const Token<V> exps = accumulate(i);
-        store(keep.student + start + i, exps.q);
-        store(keep.teacher + start + i, exps.p);
-      });
-    }
-    student.add(sum_lanes(student_sum), sum_lanes(student_moment));
-    teacher.add(sum_lanes(teacher_sum), sum_lanes(teacher_moment));
-    if (with_hard && temperature != 1.0) {
-      push_hard(hard, tile, n, tile_max.student, temperature);
-    }
+  const bool own_hard = problem.labels != nullptr && problem.temperature != 1.0;
+  int64_t taken = 0;
+  if (D::kPowers == 0 && !own_hard) taken = sides.take_stored(problem, index, tile, keep);
+  row.for_each_tile_from(taken, tile, [&](int64_t start, int64_t n, TilePair tile_max) {
+    sides.take_loaded(start, n, tile_max, tile, keep);
+    if (own_hard) push_hard(hard, tile, n, tile_max.student, problem.temperature);
     if constexpr (D::kPowers > 0) {
       for (int k = 0; k < D::kPowers; ++k) {
         push_power(powers[k], divergence.power(k), tile_max, n, tile);
       }
     }
   });
+  const auto& [student, teacher] = sides;
   stats.student_lse = student.lse();
   stats.teacher_lse = teacher.lse();
-  stats.hard_lse = with_hard && temperature != 1.0 ? hard.lse() : stats.student_lse;
+  stats.hard_lse = own_hard ? hard.lse() : stats.student_lse;
   if (!keep.empty()) {
     keep.levels_to_factors(tiles_of(row.size), {stats.student_lse, stats.teacher_lse});
   }
   Moments<double> moments{
       teacher.mean(), student.mean(), stats.teacher_lse - stats.student_lse, {}, 0.0, 0.0};
-  if constexpr (kOfTeacher) moments.teacher_entropy = teacher.entropy();
-  if constexpr (kOfStudent) moments.student_entropy = student.entropy();
+  if constexpr (D::kEntropies & kTeacherEntropy) moments.teacher_entropy = teacher.entropy();
+  if constexpr (D::kEntropies & kStudentEntropy) moments.student_entropy = student.entropy();
   if constexpr (D::kPowers > 0) {
     for (int k = 0; k < D::kPowers; ++k) {
       const Power power = divergence.power(k);
@@ -183,36 +129,36 @@ Sums<double> sweep_apart(const D& divergence, int64_t size, const Moments<double
   using A = Arithmetic<S>;
   using V = typename A::Value;
   const double weight = divergence.student_weight();
-  double crossed = divergence.teacher_weight() * moments.teacher_entropy;
-  crossed += weight * moments.student_entropy;  // zero where it does not count
-  double pulled = moments.student_entropy;
+  // -D and -R/w. An entropy that does not count is zero.
+  double minus_value =
+      divergence.teacher_weight() * moments.teacher_entropy + weight * moments.student_entropy;
+  double minus_slope = moments.student_entropy;
   for (int64_t start = 0; start < size; start += kTile) {
     const int64_t n = size - start < kTile ? size - start : kTile;
     const TilePair factor = kept.level[start / kTile];
     const V scale_p(factor.teacher), scale_q(factor.student);
-    V tile_crossed(0.0), tile_pulled(0.0);
+    V crossed(0.0), pulled(0.0);
     for_each_vector<S>(n, [&](int64_t i) {
       const V p = rounded(A::load_from(kept.teacher + start + i) * scale_p);
       const V q = rounded(A::load_from(kept.student + start + i) * scale_q);
       const Apart<V> token = divergence.apart(p, q);
-      tile_crossed = tile_crossed + token.crossed;
-      tile_pulled = tile_pulled + q * token.pull;
+      crossed = crossed + token.crossed;
+      pulled = pulled + q * token.pull;
       store(kept.teacher + start + i, token.pull);
     });
-    crossed += sum_lanes(tile_crossed);
-    pulled += sum_lanes(tile_pulled);
+    minus_value += sum_lanes(crossed);
+    minus_slope += sum_lanes(pulled);
   }
   // Where one is NaN both are: log_positive makes a number of it.
-  return {-(crossed + 0.0 * pulled), -weight * (pulled + 0.0 * crossed)};
+  return {-(minus_value + 0.0 * minus_slope), -weight * (minus_slope + 0.0 * minus_value)};
 }
 
 /// The value of D of a row of logits, in one sweep where D allows it; fills stats, and the kept
 /// exps where there is room for them.
 template <class D, class S>
-double measure(const D& divergence, const RowReader<S>& row, double temperature, bool with_hard,
-               Tile<S>& tile, RowStats& stats, const KeptExps<S>& keep) {
-  const Moments<double> moments =
-      sweep_moments(divergence, row, temperature, with_hard, tile, stats, keep);
+double measure(const D& divergence, const RowReader<S>& row, const RowProblem& problem,
+               int64_t index, Tile<S>& tile, RowStats& stats, const KeptExps<S>& keep) {
+  const Moments<double> moments = sweep_moments(divergence, row, problem, index, tile, stats, keep);
   const auto sum_up = [&](const auto& summand) {
     return keep.empty() ? sweep_sums<false>(summand, row, tile, stats)
                         : sweep_sums<true>(summand, row, tile, stats, keep);

@@ -135,8 +135,8 @@ void dense_row(const D& divergence, Row<S>& row) {
   if (!keep) row.work.kept = {};
   const RowReader<S> reader{row.problem.vocab, &row, load_dense<S>};
   if (row.wants_values()) {
-    write_values(row, measure(divergence, reader, row.problem.temperature, row.has_label(), tile,
-                              row.stats, row.work.kept));
+    write_values(row, measure(divergence, reader, row.problem, row.index, tile, row.stats,
+                              row.work.kept));
     if (row.wants_metrics()) {
       row.problem.metrics[row.index] = sweep_dense_metrics(reader, row.stats, tile);
     }

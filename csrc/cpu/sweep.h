@@ -25,7 +25,12 @@ struct RowReader {
   /// Calls f(n, maxima) for each tile in order.
   template <class F>
   FD_INLINE void for_each_tile(Tile<S>& tile, F f) const {
-    for (int64_t start = 0; start < size; start += kTile) {
+    for_each_tile_from(0, tile, f);
+  }
+  /// The same from the tile that begins at `first`.
+  template <class F>
+  FD_INLINE void for_each_tile_from(int64_t first, Tile<S>& tile, F f) const {
+    for (int64_t start = first; start < size; start += kTile) {
       const int64_t n = size - start < kTile ? size - start : kTile;
       f(start, n, load(source, start, n, tile));
     }

@@ -2,6 +2,8 @@
 // temperature exist only here; everything above sees x = softcap(scale z) / T.
 #pragma once
 
+#include <type_traits>
+
 #include "../row_math.h"
 #include "vec_math.h"
 
@@ -85,6 +87,35 @@ double load_tile(const Logits& logits, double temperature, int64_t row, int64_t 
     }
   });
   return largest;
+}
+
+/// The vectors of a row stored as T whose x is z times a factor.
+template <class S, class T>
+struct ScaledRow {
+  using A = Arithmetic<S>;
+  const T* z;
+  typename A::Value factor;
+  FD_INLINE typename A::Value operator()(int64_t i) const {
+    return rounded(A::load_from(z + i) * factor);
+  }
+};
+
+/// Calls f with both sides of a row as ScaledRow; does not, and returns false, where there is a
+/// softcap or the sides are stored in different types.
+template <class S, class F>
+bool visit_scaled(const Logits& student, const Logits& teacher, double temperature, int64_t row,
+                  F f) {
+  if (student.softcap != 0.0 || teacher.softcap != 0.0 || student.dtype != teacher.dtype) {
+    return false;
+  }
+  using V = typename Arithmetic<S>::Value;
+  visit(student.dtype, student.data, row * student.row_stride, [&](auto* z) {
+    using T = std::remove_pointer_t<decltype(z)>;
+    const T* other = static_cast<const T*>(teacher.data) + row * teacher.row_stride;
+    f(ScaledRow<S, T>{z, V(student.scale / temperature)},
+      ScaledRow<S, T>{other, V(teacher.scale / temperature)});
+  });
+  return true;
 }
 
 /// One logit as x.
