@@ -102,6 +102,29 @@ def test_level_that_rises_by_more_than_an_exp_can_hold(divergence, side, isa):
     close(rows(*logits.values(), divergence), true_rows(*logits.values(), divergence))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        ({"student_scale": 0.7}, {}),
+        ({}, {"scale": 1.3}),
+        ({"student_scale": 1.5}, {"scale": 1.5}),
+        ({"student_softcap": 4.0}, {}),
+        ({}, {"softcap": 4.0}),
+        ({}, {"dtype": torch.bfloat16}),
+    ],
+    ids=str,
+)
+def test_sides_whose_logits_are_made_in_different_ways(divergence, own, other, temperature, isa):
+    """In rows of two whole tiles and one that is not."""
+    student, teacher = (randn(2, 1100, seed=s, scale=2.0) for s in (1, 2))
+    options = dict(other)
+    teacher = fd.TeacherLogits(teacher.to(options.pop("dtype", torch.float32)), **options)
+    config = {"temperature": temperature, **own}
+    actual = rows(student, teacher, divergence, **config)
+    close(actual, true_rows(student, teacher, divergence, **config))
+
+
 @pytest.mark.parametrize("kind_", ["bucket", "renormalize", "uniform"])
 def test_confidently_wrong_student_of_a_list(kind_, isa):
     student = torch.full((3, 33), -30.0)
