@@ -91,7 +91,7 @@ def distill(
         typer.Option(help="Instead: a study that compares ways to distil."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="With --recipe: in a minute, for a look.")
+        bool, typer.Option("--quick", help="With --recipe: in two minutes, for a look.")
     ] = False,
 ) -> None:
     """Distil a teacher into a student made of some of its layers.
