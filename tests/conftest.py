@@ -34,6 +34,11 @@ else:
     NO_CUDA = None
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests come first: at the end all processes but one would wait for them."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_runtest_setup(item):
     if NO_CUDA and item.get_closest_marker("cuda"):
         pytest.skip(NO_CUDA)
