@@ -113,9 +113,8 @@ struct FirstSweep {
                         const KeptExps<S>& keep) {
     S* to_s = keep.empty() ? tile.student : keep.student + j * kTile;
     S* to_t = keep.empty() ? tile.teacher : keep.teacher + j * kTile;
-    TilePair tile_max;
-    const auto sums_from = [&](TilePair from) {
-      TileSums sums(from);
+    while (true) {
+      TileSums sums(level());
       V max_s(-__builtin_inf()), max_t(-__builtin_inf());
       for_each_vector<S>(kTile, [&](int64_t i) {
         const V x_s = student_x(j * kTile + i), x_t = teacher_x(j * kTile + i);
@@ -125,15 +124,13 @@ struct FirstSweep {
         store(to_s + i, exps.student);
         store(to_t + i, exps.teacher);
       });
-      tile_max = {max_lanes(max_s), max_lanes(max_t)};
-      return sums;
-    };
-    TileSums sums = sums_from(level());
-    if (tile_max.student > student.max || tile_max.teacher > teacher.max) {
-      sums = sums_from(raise(tile_max));
+      const TilePair tile_max{max_lanes(max_s), max_lanes(max_t)};
+      if (tile_max.student <= student.max && tile_max.teacher <= teacher.max) {
+        if (!keep.empty()) keep.level[j] = level();
+        return add(sums);
+      }
+      raise(tile_max);
     }
-    if (!keep.empty()) keep.level[j] = level();
-    add(sums);
   }
 };
 

@@ -111,9 +111,12 @@ bool visit_scaled(const Logits& student, const Logits& teacher, double temperatu
   using V = typename Arithmetic<S>::Value;
   visit(student.dtype, student.data, row * student.row_stride, [&](auto* z) {
     using T = std::remove_pointer_t<decltype(z)>;
-    const T* other = static_cast<const T*>(teacher.data) + row * teacher.row_stride;
-    f(ScaledRow<S, T>{z, V(student.scale / temperature)},
-      ScaledRow<S, T>{other, V(teacher.scale / temperature)});
+    // The student is stored as float64 exactly where S is double.
+    if constexpr ((sizeof(T) == sizeof(double)) == (sizeof(S) == sizeof(double))) {
+      const T* other = static_cast<const T*>(teacher.data) + row * teacher.row_stride;
+      f(ScaledRow<S, T>{z, V(student.scale / temperature)},
+        ScaledRow<S, T>{other, V(teacher.scale / temperature)});
+    }
   });
   return true;
 }
