@@ -42,17 +42,18 @@ struct FirstSweep {
                    const KeptExps<S>& keep) {
     const TilePair level = raise(tile_max);
     TileSums sums(level);
-    const auto pair = [&](int64_t i) {
-      return sums.add(A::load_from(tile.student + i), A::load_from(tile.teacher + i));
+    V q, p;
+    const auto add_at = [&](int64_t i) {
+      sums.add(A::load_from(tile.student + i), A::load_from(tile.teacher + i), q, p);
     };
     if (keep.empty()) {
-      for_each_vector<S>(n, pair);
+      for_each_vector<S>(n, add_at);
     } else {
       keep.level[start / kTile] = level;
       for_each_vector<S>(n, [&](int64_t i) {
-        const Exps exps = pair(i);
-        store(keep.student + start + i, exps.student);
-        store(keep.teacher + start + i, exps.teacher);
+        add_at(i);
+        store(keep.student + start + i, q);
+        store(keep.teacher + start + i, p);
       });
     }
     add(sums);
@@ -72,10 +73,6 @@ struct FirstSweep {
   }
 
  private:
-  struct Exps {
-    V student, teacher;
-  };
-
   /// Sums over a tile, the exps taken from levels.
   struct TileSums {
     V student_level, teacher_level;
@@ -83,17 +80,18 @@ struct FirstSweep {
     FD_INLINE explicit TileSums(TilePair level)
         : student_level(level.student), teacher_level(level.teacher) {}
 
-    /// Adds a vector of either side; returns their exps.
-    FD_INLINE Exps add(V x_s, V x_t) {
+    /// Adds a vector of either side, whose exps become q and p. A returned pair of them would pass
+    /// through memory.
+    FD_INLINE void add(V x_s, V x_t, V& q, V& p) {
       const V from_s = x_s - student_level, from_t = x_t - teacher_level;
-      const V q = exp(from_s), p = exp(from_t);
+      q = exp(from_s);
+      p = exp(from_t);
       student = student + q;
       teacher = teacher + p;
       if constexpr (kMeans & kTeacherMean) teacher_moment = teacher_moment + weighted(p, x_t - x_s);
       if constexpr (kMeans & kStudentMean) student_moment = student_moment + weighted(q, x_s - x_t);
       if constexpr (kOfTeacher) teacher_moment = teacher_moment + p * above_exp_zero(from_t);
       if constexpr (kOfStudent) student_moment = student_moment + q * above_exp_zero(from_s);
-      return {q, p};
     }
   };
 
@@ -120,9 +118,10 @@ struct FirstSweep {
         const V x_s = student_x(j * kTile + i), x_t = teacher_x(j * kTile + i);
         max_s = max(max_s, x_s);
         max_t = max(max_t, x_t);
-        const Exps exps = sums.add(x_s, x_t);
-        store(to_s + i, exps.student);
-        store(to_t + i, exps.teacher);
+        V q, p;
+        sums.add(x_s, x_t, q, p);
+        store(to_s + i, q);
+        store(to_t + i, p);
       });
       const TilePair tile_max{max_lanes(max_s), max_lanes(max_t)};
       if (tile_max.student <= student.max && tile_max.teacher <= teacher.max) {

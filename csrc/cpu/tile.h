@@ -29,6 +29,18 @@ FD_INLINE int64_t round_up_to_vector(int64_t n) {
   return (n + width - 1) / width * width;
 }
 
+/// How far ahead of its use memory is asked for, in bytes. A row is read faster than a processor
+/// looks ahead on its own, and at the end of a page many stop looking.
+constexpr int64_t kAhead = 2048;
+
+/// Memory from `here` on is being read, or written, in order. It may end: a hint is never a fault.
+FD_INLINE void read_ahead(const void* here) {
+  __builtin_prefetch(static_cast<const char*>(here) + kAhead, 0);
+}
+FD_INLINE void write_ahead(const void* here) {
+  __builtin_prefetch(static_cast<const char*>(here) + kAhead, 1);
+}
+
 /// Calls f with a typed pointer to element `offset` of `data`.
 template <class Pointer, class F>
 FD_INLINE void visit(DType dtype, Pointer* data, int64_t offset, F f) {
@@ -52,6 +64,7 @@ FD_INLINE double map_elements(const T* from, int64_t n, S* out, Map map) {
   V largest(-__builtin_inf());
   int64_t i = 0;
   for (; i + A::kWidth <= n; i += A::kWidth) {
+    read_ahead(from + i);
     const V x = map(A::load_from(from + i));
     memcpy(out + i, &x, sizeof x);
     largest = max(largest, x);
@@ -96,6 +109,7 @@ struct ScaledRow {
   const T* z;
   typename A::Value factor;
   FD_INLINE typename A::Value operator()(int64_t i) const {
+    read_ahead(z + i);
     return rounded(A::load_from(z + i) * factor);
   }
 };
@@ -134,7 +148,10 @@ template <class S, class T, class Value>
 FD_INLINE void store_elements(T* to, int64_t n, Value value) {
   constexpr int64_t width = Arithmetic<S>::kWidth;
   int64_t i = 0;
-  for (; i + width <= n; i += width) store(to + i, value(i));
+  for (; i + width <= n; i += width) {
+    write_ahead(to + i);
+    store(to + i, value(i));
+  }
   if (i < n) {
     T rest[width];
     store(rest, value(i));
