@@ -182,6 +182,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("available_isas", &available_isas);
   m.def("current_isa", &current_isa);
   m.def("select_isa", &select_isa, py::arg("name"));
+  m.def("has_fast_bfloat16_gemms", &has_fast_bfloat16_gemms);
   py::enum_<Elementary>(m, "Elementary")
       .value("exp", Elementary::kExp)
       .value("log", Elementary::kLog)

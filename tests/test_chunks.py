@@ -7,7 +7,7 @@ import torch
 
 import fastdistill as fd
 from fastdistill import _chunks, _head
-from fastdistill._chunks import fewest_waves, plan_chunks, rows_that_fit
+from fastdistill._chunks import evenly, fewest_waves, plan_chunks, rows_that_fit
 
 CPU = torch.device("cpu")
 GEMM_ROWS = 128
@@ -68,6 +68,23 @@ def test_no_other_chunk_takes_fewer_waves(width, most):
     assert waves(chosen) == min(waves(chunk) for chunk in others if chunk > most / 2)
 
 
+@pytest.mark.parametrize("multiple", [1, 16])
+@pytest.mark.parametrize("most", [16, 160, 432])
+def test_chunks_on_a_cpu_are_few_and_even(most, multiple):
+    for rows in range(most + 1, 5 * most, 7):
+        size = evenly(rows, most, multiple)
+        chunks = -(-rows // size)
+        assert chunks == -(-rows // most)
+        assert size <= most
+        assert size % multiple == 0
+        assert size - rows / chunks < multiple  # no size that would do is a whole step smaller
+
+
+def test_a_plan_on_a_cpu_is_even():
+    plan = plan_chunks(1024, 49152, 576, torch.float32, CPU, teacher_is_made=True)
+    assert plan == (352, 352)  # 424 would fit
+
+
 def test_a_budget_in_the_environment_is_taken(monkeypatch):
     monkeypatch.setenv(_chunks.BUDGET_VARIABLE, "10")
     assert rows_that_fit(10**6, 1000, CPU) == 10 * 2**20 // 1000 // 16 * 16
@@ -104,19 +121,33 @@ def test_pieces_of_a_chunk_give_what_the_whole_gives(
     torch.testing.assert_close(cut, whole, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("chunks", [0, 1, 2])
+@pytest.mark.parametrize("operand", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("height", [1, 7, 20])
-def test_weight_gradient_of_half_precision_operands_by_pieces_of_the_vocabulary(
-    monkeypatch, height
-):
+def test_weight_gradient_is_the_sum_over_chunks(monkeypatch, height, operand, chunks):
+    """Of narrow operands by pieces of the vocabulary; whatever lies in memory that is fresh."""
     vocab, width, half = 20, 4, torch.bfloat16
     monkeypatch.setattr(_head, "_PRODUCT_BYTES", 4 * width * height)
-    precision = _head.Precision(half, half, half)
+    monkeypatch.setattr(
+        _head, "fresh", lambda like, *shape, dtype: torch.full(shape, torch.nan, dtype=dtype)
+    )
+    precision = _head.Precision(half, operand, operand)
     weight = torch.zeros(vocab + 3, width, dtype=half)  # three rows of padding
     total = _head.WeightGradient(weight, vocab, precision)
-    grad_logits = torch.randint(-8, 8, (2, 6, vocab)).to(half)  # products and sums are exact
-    hidden = torch.randint(-2, 2, (2, 6, width)).to(half)
+    grad_logits = torch.randint(-8, 8, (chunks, 6, vocab)).to(operand)  # products, sums are exact
+    hidden = torch.randint(-2, 2, (chunks, 6, width)).to(operand)
     for chunk in zip(grad_logits, hidden, strict=True):
         total.add(*chunk)
     expected = (grad_logits.float().mT @ hidden.float()).sum(0)
     assert torch.equal(total.result()[:vocab].float(), expected)
     assert not total.result()[vocab:].any()
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_bfloat16_is_multiplied_in_what_is_faster(monkeypatch, pays):
+    monkeypatch.setattr(fd._C, "has_fast_bfloat16_gemms", lambda: pays)
+    dtypes = _head.HeadDtypes(None, None)
+    precision = _head.choose_precision(torch.empty(0, dtype=torch.bfloat16), dtypes)
+    assert precision.compute == torch.bfloat16
+    assert precision.operand == (torch.bfloat16 if pays else torch.float32)
+    assert _head.choose_precision(torch.empty(0), dtypes).operand == torch.float32

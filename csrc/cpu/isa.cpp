@@ -1,5 +1,12 @@
 #include "isa.h"
 
+#if defined(FD_X86)
+#include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 
@@ -58,5 +65,18 @@ std::string current_isa() { return selected()->name; }
 void select_isa(const std::string& name) { selected() = find_table(name); }
 
 const KernelTable& kernel_table() { return *selected(); }
+
+bool has_fast_bfloat16_gemms() {
+#if defined(FD_X86)
+  constexpr unsigned kAmxBf16 = 1u << 22;  // of edx, leaf 7
+  unsigned a, b, c, d;
+  const bool amx = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmxBf16) != 0;
+  return amx || (__builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel"));
+#elif defined(__aarch64__)
+  return (getauxval(AT_HWCAP2) & HWCAP2_BF16) != 0;
+#else
+  return false;
+#endif
+}
 
 }  // namespace fastdistill

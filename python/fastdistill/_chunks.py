@@ -57,6 +57,8 @@ def plan_chunks(
         if device.type == "cuda" and chunk < rows:
             processors = torch.cuda.get_device_properties(device).multi_processor_count
             chunk = fewest_waves(rows, chunk, width, processors)
+        elif chunk < rows:
+            chunk = evenly(rows, chunk, _POLICIES[device.type].multiple)
     else:
         chunk = max(1, min(rows, chunk_size))
     return ChunkPlan(chunk, chunk if pieces == 1 else _whole(chunk // pieces, device))
@@ -65,6 +67,12 @@ def plan_chunks(
 def rows_that_fit(rows: int, bytes_per_row: float, device: torch.device) -> int:
     """How many of the rows fit into the budget: at least one, and a good multiple if possible."""
     return max(1, min(rows, _whole(int(_budget(device) / bytes_per_row), device)))
+
+
+def evenly(rows: int, most: int, multiple: int) -> int:
+    """The size of the fewest chunks of at most ``most`` rows, when they are as good as equal."""
+    each = -(-rows // -(-rows // most))
+    return min(most, -(-each // multiple) * multiple)
 
 
 def fewest_waves(rows: int, most: int, width: int, processors: int) -> int:

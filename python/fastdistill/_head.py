@@ -1,8 +1,8 @@
 """The head of a language model, applied to a chunk of rows at a time.
 
-GEMMs are torch's. On a CPU whose half-precision GEMMs are not done in hardware they run an order of
-magnitude slower than float32 ones; there the operands, already rounded to the compute dtype, are
-widened a panel of the weight at a time and multiplied in float32.
+GEMMs are torch's. On a CPU whose half-precision GEMMs are slower than float32 ones, by an order of
+magnitude where they are not done in hardware, the operands, already rounded to the compute dtype,
+are widened a panel of the weight at a time and multiplied in float32.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _C
 from ._native import fresh
 
-_PANEL_BYTES = 8 << 20
-"""Of a weight that is widened piece by piece."""
+_PANEL_BYTES = 16 << 20
+"""Of a weight that is widened piece by piece, into one buffer: fresh memory costs more."""
 
 _LOGIT_COLUMNS = 1024
 """That a CPU makes at once, in float32 or float64: MKL is slower at those of a whole vocabulary."""
@@ -49,7 +50,7 @@ def choose_precision(weight: Tensor, dtypes: HeadDtypes) -> Precision:
     if weight.dtype == torch.float64 or compute == torch.float32:
         compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
         return Precision(compute, compute, compute)
-    operand = compute if _half_gemm_in_hardware(compute, weight.device) else torch.float32
+    operand = compute if _half_gemm_pays(compute, weight.device) else torch.float32
     if dtypes.logits != torch.float32:
         return Precision(compute, operand, operand)
     if not _keeps_accumulator(weight.device):
@@ -57,11 +58,16 @@ def choose_precision(weight: Tensor, dtypes: HeadDtypes) -> Precision:
     return Precision(compute, operand, torch.float32)
 
 
-def _half_gemm_in_hardware(dtype: torch.dtype, device: torch.device) -> bool:
+def bfloat16_pays_on_cpu() -> bool:
+    """Whether torch's GEMMs of bfloat16 are faster than those of float32 on this processor."""
+    return torch.backends.mkldnn.is_available() and _C.has_fast_bfloat16_gemms()
+
+
+def _half_gemm_pays(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether GEMMs of a half precision are worth doing in it; float16 loses small gradients."""
     if dtype == torch.float16:
         return False
-    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type != "cpu" or bfloat16_pays_on_cpu()
 
 
 def _keeps_accumulator(device: torch.device) -> bool:
@@ -86,6 +92,7 @@ class Head:
         self.bias = None if bias is None else self.operand(bias[:vocab])
         if weight.dtype != precision.operand and precision.operand == precision.compute:
             self.weight = self.weight.to(precision.operand)  # once, as F.linear under autocast does
+        self._panel: Tensor | None = None  # the part of the weight that is widened at the moment
 
     def operand(self, tensor: Tensor) -> Tensor:
         """Rounded to the compute dtype, in the dtype of the operands."""
@@ -97,12 +104,19 @@ class Head:
 
     def _panels(self, most: int) -> Iterator[tuple[slice, Tensor]]:
         """The weight in the dtype of the operands, at most ``most`` rows of it at a time."""
-        width = most
-        if not self.weight.dtype == self.precision.operand == self.precision.compute:
-            width = min(most, max(1, _PANEL_BYTES // (4 * self.weight.shape[1])))
+        ready = self.weight.dtype == self.precision.operand == self.precision.compute
+        fitting = max(1, _PANEL_BYTES // (4 * self.weight.shape[1]))
+        width = most if ready else min(most, fitting)
         for start in range(0, self.vocab, width):
             panel = slice(start, min(start + width, self.vocab))
-            yield panel, self.operand(self.weight[panel])
+            weight = self.weight[panel]
+            yield panel, weight if ready else self._widen(weight, min(fitting, self.vocab))
+
+    def _widen(self, weight: Tensor, most: int) -> Tensor:
+        """Some rows of the weight as operands, until the next ones are; ``most`` at any time."""
+        if self._panel is None:
+            self._panel = fresh(weight, most, weight.shape[1], dtype=self.precision.operand)
+        return self._panel[: weight.shape[0]].copy_(weight.to(self.precision.compute))
 
     def logits(self, hidden: Tensor, out: Tensor) -> None:
         """out (C, vocab) = logits of hidden (C, D)."""
@@ -136,7 +150,9 @@ class WeightGradient:
     def __init__(self, weight: Tensor, vocab: int, precision: Precision) -> None:
         wide = torch.float64 if precision.operand == torch.float64 else torch.float32
         self._dtype, self._vocab = gradient_dtype(weight.dtype), vocab
-        self._sum = fresh(weight, *weight.shape, dtype=wide).zero_()
+        self._sum = fresh(weight, *weight.shape, dtype=wide)
+        self._sum[vocab:].zero_()
+        self._empty = True  # the first chunk is written, which saves a pass over fresh memory
         self._product: Tensor | None = None
         if precision.operand != wide:
             dtype = wide if _keeps_accumulator(weight.device) else precision.operand
@@ -144,16 +160,23 @@ class WeightGradient:
             self._product = fresh(weight, height, weight.shape[1], dtype=dtype)
 
     def add(self, grad_logits: Tensor, hidden: Tensor) -> None:
-        real = self._sum[: self._vocab]
+        real, first = self._sum[: self._vocab], self._empty
+        self._empty = False
         if self._product is None:
-            real.addmm_(grad_logits.t(), hidden)
+            torch.addmm(real, grad_logits.t(), hidden, beta=0 if first else 1, out=real)
             return
         height = self._product.shape[0]
         for total, columns in zip(real.split(height), grad_logits.split(height, 1), strict=True):
-            total.add_(_mm(columns.t(), hidden, self._product[: total.shape[0]]))
+            product = _mm(columns.t(), hidden, self._product[: total.shape[0]])
+            if first:
+                total.copy_(product)
+            else:
+                total.add_(product)
 
     def result(self) -> Tensor:
         self._product = None
+        if self._empty:
+            self._sum.zero_()
         return self._sum.to(self._dtype)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 import fastdistill as fd
+from fastdistill._head import bfloat16_pays_on_cpu
 
 from .errors import UserError
 
@@ -57,14 +58,13 @@ def check_same_run(config: DataclassInstance, saved: dict[str, object]) -> None:
 def resolve_dtype(choice: DtypeChoice) -> tuple[str, str]:
     """Return the dtype to compute in and the reason for it.
 
-    bfloat16 GEMMs without hardware support are emulated, and slower than float32.
+    bfloat16 GEMMs that are emulated, or in hardware that does not double the rate, are slower.
     """
     if choice != "auto":
         return choice, "as --dtype says"
-    onednn = torch.backends.mkldnn.is_available()
-    if onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "bfloat16", "this CPU multiplies bfloat16 matrices in hardware"
-    return "float32", "this CPU has no bfloat16 matrix instructions and would emulate them slowly"
+    if bfloat16_pays_on_cpu():
+        return "bfloat16", "this CPU multiplies bfloat16 matrices faster"
+    return "float32", "this CPU would multiply bfloat16 matrices more slowly"
 
 
 def check_divergence(name: str) -> None:
