@@ -39,59 +39,56 @@ def our_chunk(case: Case) -> int:
 # ---- as a provider ----------------------------------------------------------------------------
 
 
-class _Operands(NamedTuple):
-    """Of the counted rows; the teacher's only where it is a head."""
+class _Side(NamedTuple):
+    """Operands that make logits, of the counted rows."""
 
     hidden: Tensor
     weight: Tensor
-    teacher: tuple[Tensor, Tensor] | None
-    grad_hidden: Tensor
-    grad_weight: Tensor
 
 
-def _operands(inputs: Inputs, dtype: torch.dtype) -> _Operands:
-    """Ready operands and results, one set for all GEMMs of a dtype: large heads fill a machine."""
-    if dtype not in inputs.shared:
-        rows = inputs.tokens.get("mask", slice(None))
-        hidden, weight = (leaf.detach().to(dtype) for leaf in inputs.leaves.values())
-        hidden, teacher, head = hidden[rows], None, inputs.teacher
-        if isinstance(head, fd.TeacherHead):
-            teacher = head.hidden[rows].to(dtype), head.weight.to(dtype)
-        results = torch.empty_like(hidden), torch.zeros_like(weight)
-        inputs.shared[dtype] = _Operands(hidden, weight, teacher, *results)
-    operands: _Operands = inputs.shared[dtype]
-    return operands
+def _sides(inputs: Inputs, rows: torch.dtype, weights: torch.dtype) -> list[_Side]:
+    """The student, then the teacher if it is a head; one set for all, as large ones fill memory."""
+    if (rows, weights) not in inputs.shared:
+        counted = inputs.tokens.get("mask", slice(None))
+        sides = [_Side(*(leaf.detach() for leaf in inputs.leaves.values()))]
+        if isinstance(inputs.teacher, fd.TeacherHead):
+            sides.append(_Side(inputs.teacher.hidden, inputs.teacher.weight))
+        inputs.shared[rows, weights] = [
+            _Side(hidden[counted].to(rows), weight.to(weights)) for hidden, weight in sides
+        ]
+    ready: list[_Side] = inputs.shared[rows, weights]
+    return ready
 
 
 def _build_gemms(case: Case, inputs: Inputs, *, in_chunks: bool, native: bool) -> Runner:
-    """The GEMMs of a case, on operands and in buffers that are ready beforehand.
+    """The GEMMs of a case, whose logits go to memory that is ready beforehand.
 
-    Those of the logits as fastdistill cuts them where the rows are cut as well.
+    In chunks they are cut as fastdistill cuts them, and weights are widened where it widens them.
+    In one piece all operands are ready.
     """
     dtype = case.dtype if native else head_dtype(case)
-    hidden, weight, teacher, grad_hidden, grad_weight = _operands(inputs, dtype)
+    sides = _sides(inputs, dtype, case.dtype if in_chunks else dtype)
+    precision = Precision(sides[0].weight.dtype, dtype, dtype)
     chunk = our_chunk(case) if in_chunks else case.counted
-    logits, teacher_logits = (fresh(hidden, chunk, case.vocab) for _ in range(2))
-
-    def make_logits(hidden: Tensor, weight: Tensor, out: Tensor) -> None:
-        if in_chunks:
-            Head(weight, None, case.vocab, Precision(dtype, dtype, dtype)).logits(hidden, out)
-        else:
-            torch.mm(hidden, weight.t(), out=out)
+    buffers = [fresh(side.hidden, chunk, case.vocab) for side in sides]
 
     def run() -> Result:
+        gradients = [fresh(side, *side.shape, dtype=dtype) for side in sides[0] if case.backward]
+        heads = [Head(side.weight, None, case.vocab, precision) for side in sides]
         for start in range(0, case.counted, chunk):
-            rows = slice(start, start + chunk)
-            own = logits[: hidden[rows].shape[0]]
-            make_logits(hidden[rows], weight, own)
-            if teacher:
-                make_logits(teacher[0][rows], teacher[1], teacher_logits[: own.shape[0]])
+            rows = slice(start, min(start + chunk, case.counted))
+            logits = [buffer[: rows.stop - start] for buffer in buffers]
+            for head, side, out in zip(heads, sides, logits, strict=True):
+                if in_chunks:
+                    head.logits(side.hidden[rows], out)
+                else:
+                    torch.mm(side.hidden[rows], side.weight.t(), out=out)
             if case.backward:
-                torch.mm(own, weight, out=grad_hidden[rows])
-                torch.addmm(
-                    grad_weight, own.t(), hidden[rows], beta=int(start > 0), out=grad_weight
-                )
-        return ()
+                by_hidden, by_weight = gradients
+                by_hidden[rows] = heads[0].grad_hidden(logits[0])
+                own = sides[0].hidden[rows]
+                torch.addmm(by_weight, logits[0].t(), own, beta=int(start > 0), out=by_weight)
+        return tuple(gradients)
 
     return run
 

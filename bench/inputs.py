@@ -28,7 +28,7 @@ class Inputs:
     leaves: dict[str, Tensor]  # what wants a gradient, by its argument's name; rows come first
     teacher: Teacher
     tokens: dict[str, Tensor] = field(default_factory=dict)  # labels and mask, where there are any
-    shared: dict[torch.dtype, Any] = field(
+    shared: dict[tuple[torch.dtype, torch.dtype], Any] = field(
         default_factory=dict
     )  # what the bare GEMMs have in common
 

@@ -16,7 +16,7 @@ from .cases import Case
 from .inputs import Inputs
 
 Result = tuple[Tensor, ...]
-"""The loss, then, where the case has a backward, the gradient by each leaf; nothing for a limit."""
+"""The loss, then, where the case has a backward, the gradient by each leaf; a limit has no loss."""
 
 Runner = Callable[[], Result]
 """One pass of a case; gradients go to memory that is fresh each time, as in training."""

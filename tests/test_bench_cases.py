@@ -95,11 +95,24 @@ def test_gemms_are_those_of_the_counted_rows(monkeypatch):
     monkeypatch.setattr(gemms, "_gemm_rates", lambda dtype: (1.0, 1.0, 1.0))
     assert gemms.predicted_gemm_seconds(case, OURS) == case.flops
     inputs = build_inputs(case)
-    operands = gemms._operands(inputs, torch.float32)
+    student, teacher = sides = gemms._sides(inputs, torch.float32, torch.float32)
     mask = inputs.tokens["mask"]
-    assert torch.equal(operands.hidden, inputs.leaves["student_hidden"][mask])
-    assert torch.equal(operands.teacher[0], inputs.teacher.hidden[mask])
-    assert gemms._operands(inputs, torch.float32) is operands
+    assert torch.equal(student.hidden, inputs.leaves["student_hidden"][mask])
+    assert torch.equal(teacher.hidden, inputs.teacher.hidden[mask])
+    assert gemms._sides(inputs, torch.float32, torch.float32) is sides
+
+
+@pytest.mark.parametrize("dtype_", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("provider", gemms.GEMMS, ids=lambda provider: provider.name)
+def test_gemms_of_a_limit_are_done(provider, dtype_):
+    case = replace(head(), dtype=dtype_, chunk_size=24)
+    inputs = build_inputs(case)
+    by_hidden, by_weight = provider.build(case, inputs)()
+    hidden, weight = (leaf.detach().double() for leaf in inputs.leaves.values())
+    logits = hidden @ weight.T  # stand for their own gradient
+    rtol = 0.05 if dtype_ == torch.bfloat16 else 1e-5
+    for found, exact in ((by_hidden, logits @ weight), (by_weight, logits.T @ hidden)):
+        torch.testing.assert_close(found.double(), exact, rtol=rtol, atol=rtol * exact.abs().max())
 
 
 def test_rows_must_repeat_evenly():
@@ -150,7 +163,7 @@ def test_a_gradient_where_no_token_counts_is_an_error():
     inputs = build_inputs(case)
     loss, by_hidden, by_weight = OURS.build(case, inputs)()
     assert check.errors((loss, by_hidden, by_weight), check.truth(case, inputs), case.mask())[1] < 1
-    by_hidden[0] = by_hidden.abs().max()  # a token of a question
+    by_hidden[0] = 2 * by_hidden.abs().max()  # a token of a question
     assert (
         check.errors((loss, by_hidden, by_weight), check.truth(case, inputs), case.mask())[1] >= 1
     )
