@@ -11,6 +11,8 @@ from fastdistill._native import fresh
 
 from .cases import Case
 from .gemms import median_seconds
+from .inputs import Inputs
+from .provider import Provider, Runner
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,24 @@ class Machine:
         }
 
     def seconds(self, case: Case) -> float:
-        """Least time of a case on logits: memory or exponentials, and a fresh gradient."""
-        if not case.backward:
-            return max(case.bytes / self.read, case.exps / self.exps)
-        work = max(case.bytes / self.copy, case.exps / self.exps)
-        return work + case.logits_bytes / self.fresh
+        """Least time of a case on logits but for FRESH_GRADIENT: memory or exponentials."""
+        bandwidth = self.copy if case.backward else self.read
+        return max(case.bytes / bandwidth, case.exps / self.exps)
+
+
+def _build_fresh_gradient(case: Case, inputs: Inputs) -> Runner:
+    (logits,) = inputs.leaves.values()
+    return lambda: (fresh(logits, *logits.shape).zero_(),)
+
+
+FRESH_GRADIENT = Provider(
+    "fresh gradient",
+    _build_fresh_gradient,
+    role="limit",
+    applies=lambda case: case.backward and not case.has_head,
+)
+"""Memory for the gradient of logits, touched for the first time. It takes part in the turns, since
+what the system asks for it depends on what happened before."""
 
 
 def _exps_per_second(n: int = 1 << 15) -> float:

@@ -1,4 +1,4 @@
-"""Who is measured: fastdistill, plain torch, other packages, and the bare GEMMs."""
+"""Who is measured: fastdistill, plain torch, other packages, and what nobody can do without."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fastdistill.teachers import Teacher
 
 from .cases import Case
 from .gemms import GEMMS
+from .limits import FRESH_GRADIENT
 from .packages import PACKAGES
 from .provider import OURS, Loss, Provider, by_loss, loss_of
 
@@ -89,7 +90,7 @@ TORCH = (
         compiled=True,
     ),
 )
-PROVIDERS: tuple[Provider, ...] = (OURS, *TORCH, *PACKAGES, *GEMMS)
+PROVIDERS: tuple[Provider, ...] = (OURS, *TORCH, *PACKAGES, *GEMMS, FRESH_GRADIENT)
 
 
 def find(name: str) -> Provider:

@@ -11,7 +11,7 @@ from . import check, text
 from .cases import Case
 from .gemms import GEMM_LIMIT, predicted_gemm_seconds
 from .inputs import Inputs, build_inputs
-from .limits import Machine
+from .limits import FRESH_GRADIENT, Machine
 from .measure import interleave, percentiles, time_once
 from .memory import measure_peak, unaffordable
 from .provider import OURS, Provider, Result, Runner
@@ -142,7 +142,9 @@ def _compare(case: Case, machine: Machine, rows: list[Row]) -> None:
     """Fill in what follows from the times of all."""
     ms = {row.provider: row.ms_p50 for row in rows}
     ours = ms.get(OURS.name)
-    limit = ms.get(GEMM_LIMIT) if case.has_head else 1e3 * machine.seconds(case)
+    limit = ms.get(GEMM_LIMIT)
+    if not case.has_head:
+        limit = 1e3 * machine.seconds(case) + (ms.get(FRESH_GRADIENT.name) or 0.0)
     for row in rows:
         assert row.ms_p50 is not None
         row.ratio_to_ours = row.ms_p50 / ours if ours else None

@@ -47,7 +47,7 @@ def wrong_provider(change):
 
 @pytest.mark.parametrize("tiny", TINY, ids=case_name)
 def test_every_participant_is_measured(tiny):
-    providers = (OURS, *EAGER, *gemms.GEMMS)
+    providers = (OURS, *EAGER, *gemms.GEMMS, limits.FRESH_GRADIENT)
     rows = suite.run_case(tiny, MACHINE, QUICKLY, providers)
     assert [row.provider for row in rows] == [
         provider.name for provider in suite.participants(tiny, providers)
@@ -62,9 +62,16 @@ def test_every_participant_is_measured(tiny):
 
 
 @pytest.mark.parametrize("tiny", TINY, ids=case_name)
-def test_bare_gemms_belong_to_heads(tiny):
+def test_limits_belong_to_what_they_limit(tiny):
     names = {provider.name for provider in suite.participants(tiny, PROVIDERS)}
     assert (gemms.GEMM_LIMIT in names) == tiny.has_head
+    assert (limits.FRESH_GRADIENT.name in names) == (tiny.backward and not tiny.has_head)
+
+
+def test_a_gradient_of_logits_needs_memory_too():
+    ours, fresh = suite.run_case(TINY[0], MACHINE, QUICKLY, (OURS, limits.FRESH_GRADIENT))
+    assert ours.limit_ms == pytest.approx(1e3 * MACHINE.seconds(TINY[0]) + fresh.ms_p50)
+    assert limits.FRESH_GRADIENT.build(TINY[0], build_inputs(TINY[0]))()[0].shape == (16, 500)
 
 
 @pytest.mark.parametrize(
