@@ -30,9 +30,8 @@ void select_isa(const std::string& name);
 
 const KernelTable& kernel_table();
 
-/// Whether this processor gains from GEMMs of bfloat16, which takes more than an instruction for
-/// them: AVX512_BF16 of Intel's starts half as many of its dot products of pairs as there are fused
-/// multiply-adds, and operands are repacked. AMX does many times as many.
+/// Whether GEMMs of bfloat16 are faster here than those of float32. An instruction for them is not
+/// enough: with AVX512_BF16 but no AMX an Intel processor was found to be slower.
 bool has_fast_bfloat16_gemms();
 
 }  // namespace fastdistill
