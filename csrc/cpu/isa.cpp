@@ -3,7 +3,6 @@
 #if defined(FD_X86)
 #include <cpuid.h>
 #elif defined(__aarch64__)
-#include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
 
@@ -73,7 +72,8 @@ bool has_fast_bfloat16_gemms() {
   const bool amx = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmxBf16) != 0;
   return amx || (__builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel"));
 #elif defined(__aarch64__)
-  return (getauxval(AT_HWCAP2) & HWCAP2_BF16) != 0;
+  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
+  return (getauxval(AT_HWCAP2) & kBf16) != 0;
 #else
   return false;
 #endif
