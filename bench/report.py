@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import fastdistill as fd
+from fastdistill._head import bfloat16_pays_on_cpu
 
 from .cases import Case
 from .memory import ROOT
@@ -86,8 +87,11 @@ def cpu_model() -> str:
 
 
 def csv_path(ending: str) -> Path:
-    """The file of this machine's processor whose name ends so."""
+    """The file of this machine's processor whose name ends so; many call themselves the same."""
     words = re.findall(r"[a-z0-9]+", cpu_model().lower().replace("(r)", ""))
+    words.append(fd._C.current_isa())
+    if bfloat16_pays_on_cpu():
+        words.append("bf16-gemms")
     return RESULTS / f"{'-'.join(words)}-{ending}.csv"
 
 
@@ -111,6 +115,7 @@ def header() -> dict[str, str]:
         "cpu": f"{cpu_model()} ({platform.machine()}), {os.cpu_count()} cores",
         "threads": str(torch.get_num_threads()),
         "instruction set": fd._C.current_isa(),
+        "bfloat16 GEMMs": "native" if bfloat16_pays_on_cpu() else "widened to float32",
         "huge pages": huge_pages.read_text().strip() if huge_pages.exists() else "unknown",
         "load before": f"{os.getloadavg()[0]:.1f}",
         "compiler": fd._C.COMPILER,

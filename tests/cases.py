@@ -59,7 +59,7 @@ LISTED_CASES = tuple((d, teacher) for d, teacher in CASES if teacher in TAILS)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # A vector holds 4, 8 or 16 floats: sizes below, at and above each, and above two of the widest. A tile
-# holds 1024: a part of one, and two with a rest of less than a vector.
+# holds 512: one and a part, and four with a rest of less than a vector.
 VOCABS = (1, 7, 8, 9, 15, 16, 17, 31, 33, 1000, 2051)
 
 

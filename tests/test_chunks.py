@@ -121,24 +121,25 @@ def test_pieces_of_a_chunk_give_what_the_whole_gives(
     torch.testing.assert_close(cut, whole, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("chunks", [0, 1, 2])
+@pytest.mark.parametrize("chunks", [0, 1, 2, 3])
 @pytest.mark.parametrize("operand", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("height", [1, 7, 20])
 def test_weight_gradient_is_the_sum_over_chunks(monkeypatch, height, operand, chunks):
     """Of narrow operands by pieces of the vocabulary; whatever lies in memory that is fresh."""
     vocab, width, half = 20, 4, torch.bfloat16
-    monkeypatch.setattr(_head, "_PRODUCT_BYTES", 4 * width * height)
+    monkeypatch.setitem(_head._PRODUCT_BYTES, "cpu", 4 * width * height)
     monkeypatch.setattr(
         _head, "fresh", lambda like, *shape, dtype: torch.full(shape, torch.nan, dtype=dtype)
     )
     precision = _head.Precision(half, operand, operand)
     weight = torch.zeros(vocab + 3, width, dtype=half)  # three rows of padding
-    total = _head.WeightGradient(weight, vocab, precision)
+    total = _head.WeightGradient(weight, vocab, precision, chunks)
     grad_logits = torch.randint(-8, 8, (chunks, 6, vocab)).to(operand)  # products, sums are exact
     hidden = torch.randint(-2, 2, (chunks, 6, width)).to(operand)
     for chunk in zip(grad_logits, hidden, strict=True):
         total.add(*chunk)
     expected = (grad_logits.float().mT @ hidden.float()).sum(0)
+    assert total.result().dtype == half
     assert torch.equal(total.result()[:vocab].float(), expected)
     assert not total.result()[vocab:].any()
 

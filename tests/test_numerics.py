@@ -344,3 +344,22 @@ def test_every_half_precision_number_is_read_and_written(half, isa):
     underflow = 2.0**-125  # the exponential is zero below
     error = (gradient[:, 1].double() - exact).abs()
     assert (error <= half_a_place + 1e-5 * exact + underflow).all()
+
+
+@pytest.mark.parametrize(("half", "dropped_bits"), [(torch.float16, 13), (torch.bfloat16, 16)])
+def test_half_precision_gradient_is_the_float32_one_to_nearest_even(half, dropped_bits, isa):
+    """Bit by bit, over enough elements for some that lie halfway between two numbers."""
+    student, teacher = (randn(64, 8192, seed=seed, dtype=half) for seed in (1, 2))
+
+    def gradient(dtype):
+        _, by_logits = run(
+            fd.distillation_loss, {"student_logits": student.to(dtype)}, teacher.to(dtype),
+            reduction="none", upstream=torch.ones(64),
+        )  # fmt: skip
+        return by_logits
+
+    exact, found = gradient(torch.float32), gradient(half)
+    assert found.dtype == half
+    assert torch.equal(found, exact.to(half))
+    dropped = exact.view(torch.int32) & (2**dropped_bits - 1)
+    assert (dropped == 2 ** (dropped_bits - 1)).any()

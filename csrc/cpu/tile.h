@@ -102,14 +102,15 @@ double load_tile(const Logits& logits, double temperature, int64_t row, int64_t 
   return largest;
 }
 
-/// The vectors of a row stored as T whose x is z times a factor.
-template <class S, class T>
+/// The vectors of a row stored as T whose x is z times a factor. kUnit: the factor is one.
+template <class S, class T, bool kUnit>
 struct ScaledRow {
   using A = Arithmetic<S>;
   const T* z;
   typename A::Value factor;
   FD_INLINE typename A::Value operator()(int64_t i) const {
     read_ahead(z + i);
+    if constexpr (kUnit) return A::load_from(z + i);
     return rounded(A::load_from(z + i) * factor);
   }
 };
@@ -123,13 +124,18 @@ bool visit_scaled(const Logits& student, const Logits& teacher, double temperatu
     return false;
   }
   using V = typename Arithmetic<S>::Value;
+  const bool unit = student.scale == temperature && teacher.scale == temperature;
   visit(student.dtype, student.data, row * student.row_stride, [&](auto* z) {
     using T = std::remove_pointer_t<decltype(z)>;
     // The student is stored as float64 exactly where S is double.
     if constexpr ((sizeof(T) == sizeof(double)) == (sizeof(S) == sizeof(double))) {
       const T* other = static_cast<const T*>(teacher.data) + row * teacher.row_stride;
-      f(ScaledRow<S, T>{z, V(student.scale / temperature)},
-        ScaledRow<S, T>{other, V(teacher.scale / temperature)});
+      const V own_factor(student.scale / temperature), factor(teacher.scale / temperature);
+      if (unit) {
+        f(ScaledRow<S, T, true>{z, own_factor}, ScaledRow<S, T, true>{other, factor});
+      } else {
+        f(ScaledRow<S, T, false>{z, own_factor}, ScaledRow<S, T, false>{other, factor});
+      }
     }
   });
   return true;

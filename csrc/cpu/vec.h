@@ -104,7 +104,11 @@ FD_INLINE WordLanes widen_words(HalfLanes x) {
 }
 /// The upper halves of the words.
 FD_INLINE HalfLanes upper_halves(WordLanes x) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512BW__)
+  static constexpr uint16_t kOdd[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+  const __m512i upper = _mm512_maskz_permutexvar_epi16(~0u, load_bits<__m512i>(kOdd), (__m512i)x);
+  return (HalfLanes)_mm512_castsi512_si256(upper);
+#elif defined(__AVX2__)
   const __m256i upper = (__m256i)(x >> 16), packed = _mm256_packus_epi32(upper, upper);
   return (HalfLanes)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0xd8));
 #else
@@ -149,7 +153,8 @@ FD_INLINE Vec load(const Float16* from) { return widen_half(load_bits<HalfLanes>
 FD_INLINE void store(float* to, Vec x) { memcpy(to, &x.lanes, sizeof x.lanes); }
 FD_INLINE void store(BFloat16* to, Vec x) {
   const WordLanes bits = (WordLanes)x.lanes;
-  const WordLanes even = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const WordLanes odd = (WordLanes)((bits & 0x10000u) != 0u);
+  const WordLanes even = bits + 0x7fffu - odd;  // a true lane is minus one
   const WordLanes kept = x.lanes == x.lanes ? even : WordLanes{} + 0x7fc00000u;
   const HalfLanes half = upper_halves(kept);
   memcpy(to, &half, sizeof half);

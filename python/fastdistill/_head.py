@@ -22,8 +22,8 @@ _PANEL_BYTES = 16 << 20
 _LOGIT_COLUMNS = 1024
 """That a CPU makes at once, in float32 or float64: MKL is slower at those of a whole vocabulary."""
 
-_PRODUCT_BYTES = 64 << 20
-"""Of a product that is added to a wider sum."""
+_PRODUCT_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
+"""Of the part of a sum to which a narrower product is added at once: on a CPU both are in cache."""
 
 
 class HeadDtypes(NamedTuple):
@@ -142,22 +142,27 @@ class Head:
 
 
 class WeightGradient:
-    """Sum over chunks of grad_logits.T @ hidden, accumulated in float32 (float64 for float64).
+    """Sum over ``chunks`` chunks of grad_logits.T @ hidden.
 
-    The product of narrower operands is made a piece of the vocabulary at a time.
+    It is accumulated in float32 (float64 for float64), to which a product of narrower operands is
+    added a piece of the vocabulary at a time. Products that a GEMM rounds to the dtype of the
+    gradient are summed in it while there are no more than two: a wider sum would be no more exact.
     """
 
-    def __init__(self, weight: Tensor, vocab: int, precision: Precision) -> None:
-        wide = torch.float64 if precision.operand == torch.float64 else torch.float32
+    def __init__(self, weight: Tensor, vocab: int, precision: Precision, chunks: int) -> None:
+        operand = precision.operand
+        wide = torch.float64 if operand == torch.float64 else torch.float32
         self._dtype, self._vocab = gradient_dtype(weight.dtype), vocab
-        self._sum = fresh(weight, *weight.shape, dtype=wide)
+        product = wide if _keeps_accumulator(weight.device) else operand
+        in_place = product == self._dtype and chunks <= 2
+        self._sum = fresh(weight, *weight.shape, dtype=product if in_place else wide)
         self._sum[vocab:].zero_()
         self._empty = True  # the first chunk is written, which saves a pass over fresh memory
         self._product: Tensor | None = None
-        if precision.operand != wide:
-            dtype = wide if _keeps_accumulator(weight.device) else precision.operand
-            height = min(vocab, max(1, _PRODUCT_BYTES // (wide.itemsize * weight.shape[1])))
-            self._product = fresh(weight, height, weight.shape[1], dtype=dtype)
+        if self._sum.dtype != operand:
+            most = _PRODUCT_BYTES[weight.device.type] // (wide.itemsize * weight.shape[1])
+            height = min(vocab, max(1, most))
+            self._product = fresh(weight, height, weight.shape[1], dtype=product)
 
     def add(self, grad_logits: Tensor, hidden: Tensor) -> None:
         real, first = self._sum[: self._vocab], self._empty
@@ -177,7 +182,9 @@ class WeightGradient:
         self._product = None
         if self._empty:
             self._sum.zero_()
-        return self._sum.to(self._dtype)
+        if self._sum.dtype == self._dtype:
+            return self._sum
+        return fresh(self._sum, *self._sum.shape, dtype=self._dtype).copy_(self._sum)
 
 
 def _mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

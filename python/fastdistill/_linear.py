@@ -16,13 +16,17 @@ from ._rows import Rows, TeacherRows, count_of, part, split_rows, take_rows
 class HeadGradients:
     """The gradients by hidden states (N, D), weight (V, D) and bias (V,) that are wanted."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, head: Head, wanted: list[bool]) -> None:
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, head: Head, wanted: list[bool], chunks: int
+    ) -> None:
         self._head = head
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         rows = hidden.shape[:-1].numel()
         kept = gradient_dtype(hidden.dtype)
         self._hidden = hidden.new_zeros(rows, hidden.shape[-1], dtype=kept) if wanted[0] else None
-        self._weight = WeightGradient(weight, head.vocab, head.precision) if wanted[1] else None
+        self._weight = None
+        if wanted[1]:
+            self._weight = WeightGradient(weight, head.vocab, head.precision, chunks)
         self._bias = weight.new_zeros(weight.shape[0], dtype=wide) if wanted[2] else None
         self.any = any(wanted)
 

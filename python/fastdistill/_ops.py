@@ -148,13 +148,13 @@ def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> 
         _check_data(teacher, labels, counted, spec.vocab)
     rows = hidden.shape[:-1].numel()
     index = _counted_rows(rows, counted)
-    precision = choose_precision(weight, dtypes)
+    precision, count = choose_precision(weight, dtypes), count_of(index)
     plan = plan_chunks(
-        count_of(index), spec.vocab, weight.shape[1], precision.logits, hidden.device,
+        count, spec.vocab, weight.shape[1], precision.logits, hidden.device,
         teacher_is_made=teacher.weight is not None, chunk_size=chunk_size,
     )  # fmt: skip
     head = Head(weight, bias, spec.vocab, precision)
-    gradients = HeadGradients(hidden, weight, head, wanted)
+    gradients = HeadGradients(hidden, weight, head, wanted, -(-count // plan.chunk))
     loop = ChunkLoop(
         hidden=hidden,
         head=head,
