@@ -107,7 +107,7 @@ FD_INLINE HalfLanes upper_halves(WordLanes x) {
 #if defined(__AVX512BW__)
   static constexpr uint16_t kOdd[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
   const __m512i upper = _mm512_maskz_permutexvar_epi16(~0u, load_bits<__m512i>(kOdd), (__m512i)x);
-  return (HalfLanes)_mm512_castsi512_si256(upper);
+  return (HalfLanes)_mm512_maskz_extracti64x4_epi64(0xff, upper, 0);
 #elif defined(__AVX2__)
   const __m256i upper = (__m256i)(x >> 16), packed = _mm256_packus_epi32(upper, upper);
   return (HalfLanes)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0xd8));
