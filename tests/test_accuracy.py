@@ -56,9 +56,11 @@ def test_reduced_loss_is_the_sum_of_the_row_losses(case, dtype):
         upstream=torch.tensor(scale, dtype=upstream.dtype), **config,
     )  # fmt: skip
     torch.testing.assert_close(reduced, (value * weights).sum())
-    # A power of two scales without rounding.
+    # A power of two scales without rounding; half precision may round either way what is nearly
+    # halfway between two of its numbers.
     rounding = 8 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-    torch.testing.assert_close(by_sum, gradient, rtol=rounding, atol=rounding)
+    storage = torch.finfo(dtype).eps
+    torch.testing.assert_close(by_sum, gradient, rtol=max(rounding, storage), atol=rounding)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 4.0])

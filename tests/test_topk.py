@@ -7,7 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cases import DIVERGENCES, TAILS, accepts, make_teacher, randn, run, top_k, truth
+from cases import (
+    DIVERGENCES,
+    TAILS,
+    accepts,
+    assert_not_worse,
+    make_teacher,
+    randn,
+    run,
+    top_k,
+    truth,
+)
 
 import fastdistill as fd
 from fastdistill import reference
@@ -36,6 +46,31 @@ def test_listing_the_whole_vocabulary_is_the_dense_loss(listed_case):
     # The list reaches the kernel as log-probabilities that are rounded at their own magnitude.
     same(
         rows(student, listed, divergence), rows(student, teacher, divergence), rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("hard_weight", [0.0, 0.4])
+def test_only_some_tiles_have_listed_tokens(listed_case, dtype, reduction, hard_weight, isa):
+    """The second of three whole tiles and one that is not; one row rises after its first tile.
+
+    By more than an exp can hold. The sum makes its gradient in the forward pass.
+    """
+    divergence, tail = listed_case
+    student = randn(2, 1700, scale=2.0)
+    student[0, :512] -= 200.0
+    ids = torch.tensor([[600, 1000, 513], [512, 701, 1023]])
+    teacher = randn(2, 1700, seed=1, scale=2.0, dtype=torch.float64).scatter(-1, ids, 9.0)
+    log_p = teacher.log_softmax(-1)
+    wide = torch.promote_types(dtype, torch.float32)
+    assert_not_worse(
+        fd.distillation_loss,
+        {"student_logits": student.to(dtype)},
+        fd.TopKTeacher(ids, log_p.gather(-1, ids).to(wide), tail=tail),
+        torch.tensor([513, 1699]) if hard_weight else None,
+        divergence=divergence,
+        hard_weight=hard_weight,
+        reduction=reduction,
     )
 
 

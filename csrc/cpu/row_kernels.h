@@ -2,6 +2,7 @@
 #pragma once
 
 #include "metrics_rows.h"
+#include "student_sweep.h"
 
 namespace fastdistill {
 namespace {
@@ -151,33 +152,16 @@ void dense_row(const D& divergence, Row<S>& row) {
 
 // ---- rows of a top-k teacher ------------------------------------------------------------------
 
-/// The student's own sweep at T, with the hard softmax beside it where it is not the same. Where
-/// `take` is set the listed tokens are moved to listed.x and left out of the soft one.
+/// The log-sum-exp of the student at T; fills the one at T = 1 if it is asked for. Where `take` is
+/// set the listed tokens are moved to listed.x and are no part of the first.
 template <class S>
 double sweep_student(Row<S>& row, bool with_hard, bool take) {
-  const RowProblem& problem = row.problem;
-  Tile<S>& tile = row.work.tile;
-  const KeptExps<S>& kept = row.work.kept;
-  OnlineSoftmax<double> soft, hard;
-  for (int64_t start = 0; start < problem.vocab; start += kTile) {
-    const int64_t n = problem.vocab - start < kTile ? problem.vocab - start : kTile;
-    double tile_max =
-        load_tile(problem.student, problem.temperature, row.index, start, n, tile.student);
-    if (with_hard) push_hard(hard, tile, n, tile_max, problem.temperature);
-    if (take) tile_max = take_listed(row.work.listed, start, n, tile_max, tile);
-    const double level = soft.raise(tile_max);
-    if (kept.empty()) {
-      soft.add(sum_exps(tile.student, n, level));
-    } else {
-      kept.level[start / kTile] = {level, 0.0};
-      soft.add(sum_and_keep_exps(tile.student, n, level, kept.student + start));
-    }
-  }
-  if (!kept.empty()) {
-    kept.levels_to_factors(tiles_of(problem.vocab), {level_of(soft.lse()), 0.0});
-  }
-  if (with_hard) row.stats.hard_lse = hard.lse();
-  return soft.lse();
+  const Workspace<S>& work = row.work;
+  StudentSweep<S> sweep{row.problem, row.index, work.tile, work.kept, take ? &work.listed : nullptr,
+                        with_hard};
+  sweep.run();
+  if (with_hard) row.stats.hard_lse = sweep.hard.lse();
+  return sweep.soft.lse();
 }
 
 template <class S>
@@ -274,9 +258,12 @@ void spread_gradient(const Row<S>& row, double tail_gradient, Tile<S>& tile) {
       });
     } else {
       const V tail(tail_gradient * kept.level[j].student);
-      for_each_vector<S>(n, [&](int64_t i) {
-        store(tile.gradient + i, tail * A::load_from(kept.student + start + i));
-      });
+      const auto of_kept = [&](int64_t i) { return tail * A::load_from(kept.student + start + i); };
+      if (!needs_logits && !listed.any_in(j)) {  // nothing is to be added to it
+        store_row_elements<S>(problem, row.index, start, n, of_kept);
+        continue;
+      }
+      for_each_vector<S>(n, [&](int64_t i) { store(tile.gradient + i, of_kept(i)); });
     }
     for (int64_t e = listed.tile_begin[j]; e < listed.tile_begin[j + 1]; ++e) {
       tile.gradient[listed.ids[e] - start] = listed.gradient[e];

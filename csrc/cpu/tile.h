@@ -115,6 +115,25 @@ struct ScaledRow {
   }
 };
 
+/// Calls f with a row as ScaledRow; does not, and returns false, where there is a softcap.
+template <class S, class F>
+bool visit_scaled(const Logits& logits, double temperature, int64_t row, F f) {
+  if (logits.softcap != 0.0) return false;
+  visit(logits.dtype, logits.data, row * logits.row_stride, [&](auto* z) {
+    using T = std::remove_pointer_t<decltype(z)>;
+    // Logits of a student are stored as float64 exactly where S is double.
+    if constexpr ((sizeof(T) == sizeof(double)) == (sizeof(S) == sizeof(double))) {
+      const typename Arithmetic<S>::Value factor(logits.scale / temperature);
+      if (logits.scale == temperature) {
+        f(ScaledRow<S, T, true>{z, factor});
+      } else {
+        f(ScaledRow<S, T, false>{z, factor});
+      }
+    }
+  });
+  return true;
+}
+
 /// Calls f with both sides of a row as ScaledRow; does not, and returns false, where there is a
 /// softcap or the sides are stored in different types.
 template <class S, class F>
@@ -165,29 +184,32 @@ FD_INLINE void store_elements(T* to, int64_t n, Value value) {
   }
 }
 
-/// Stores n gradients, completed by the 1 - tanh^2 of a softcap: see by_stored_logit.
+/// Stores value(i) for i < n as the gradient by the logits from `start` on.
+template <class S, class Value>
+FD_INLINE void store_row_elements(const RowProblem& problem, int64_t row, int64_t start, int64_t n,
+                                  Value value) {
+  const Logits& to = problem.gradient;
+  visit(to.dtype, to.data, row * to.row_stride + start, [&](auto* elements) {
+    // The gradient has the student's dtype, which is float64 exactly where S is double.
+    if constexpr ((sizeof(*elements) == sizeof(double)) == (sizeof(S) == sizeof(double))) {
+      store_elements<S>(elements, n, value);
+    }
+  });
+}
+
+/// Stores the gradients of a tile, completed by the 1 - tanh^2 of a softcap: see by_stored_logit.
 template <class S>
 void store_gradient(const RowProblem& problem, int64_t row, int64_t start, int64_t n,
                     const Tile<S>& tile) {
   using A = Arithmetic<S>;
   using V = typename A::Value;
   const double softcap = problem.student.softcap;
-  const V into_tanh(softcap == 0.0 ? 0.0 : problem.temperature / softcap);
   const auto plain = [&](int64_t i) { return A::load_from(tile.gradient + i); };
-  const auto capped = [&](int64_t i) {
+  if (softcap == 0.0) return store_row_elements<S>(problem, row, start, n, plain);
+  const V into_tanh(problem.temperature / softcap);
+  store_row_elements<S>(problem, row, start, n, [&](int64_t i) {
     const V tanh_x = A::load_from(tile.student + i) * into_tanh;
     return plain(i) * (V(1.0) - tanh_x * tanh_x);
-  };
-  const Logits& to = problem.gradient;
-  visit(to.dtype, to.data, row * to.row_stride + start, [&](auto* elements) {
-    // The gradient has the student's dtype, which is float64 exactly where S is double.
-    if constexpr ((sizeof(*elements) == sizeof(double)) == (sizeof(S) == sizeof(double))) {
-      if (softcap == 0.0) {
-        store_elements<S>(elements, n, plain);
-      } else {
-        store_elements<S>(elements, n, capped);
-      }
-    }
   });
 }
 

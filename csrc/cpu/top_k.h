@@ -21,6 +21,8 @@ struct Listed {
   S* gradient;            // by x
   int64_t* tile_begin;    // entries of tile j are [tile_begin[j], tile_begin[j + 1])
   double log_p_unlisted;  // of each unlisted token (kZero, kUniform)
+
+  bool any_in(int64_t tile) const { return tile_begin[tile] < tile_begin[tile + 1]; }
 };
 
 /// Collects the slots of `row` by a counting sort over tiles.
@@ -69,7 +71,7 @@ double take_listed(const Listed<S>& listed, int64_t start, int64_t n, double til
   using A = Arithmetic<S>;
   using V = typename A::Value;
   const int64_t j = start / kTile;
-  if (listed.tile_begin[j] == listed.tile_begin[j + 1]) return tile_max;
+  if (!listed.any_in(j)) return tile_max;
   for (int64_t e = listed.tile_begin[j]; e < listed.tile_begin[j + 1]; ++e) {
     listed.x[e] = tile.student[listed.ids[e] - start];
     tile.student[listed.ids[e] - start] = static_cast<S>(-__builtin_inf());
