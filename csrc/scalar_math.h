@@ -155,7 +155,13 @@ FD_INLINE V tanh(V x) {
 }  // namespace detail
 
 #if defined(__CUDA_ARCH__)
-FD_INLINE float exp(float x) { return ::expf(x); }
+/// 2^(x log2 e), in two instructions: a relative error of 2 ULP and one rounding of |x|. Results
+/// that would be subnormal are zero.
+FD_INLINE float exp(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.44269504f));
+  return result;
+}
 FD_INLINE float log(float x) { return ::logf(x); }
 FD_CALL float tanh(float x) { return ::tanhf(x); }
 FD_CALL double exp(double x) { return ::exp(x); }
@@ -176,11 +182,11 @@ FD_INLINE double log1p(double x) { return __builtin_log1p(x); }
 /// where equal operands would then no longer have a difference of zero.
 #if defined(__CUDA_ARCH__)
 FD_INLINE float rounded(float x) {
-  asm volatile("" : "+f"(x));
+  asm("" : "+f"(x));
   return x;
 }
 FD_INLINE double rounded(double x) {
-  asm volatile("" : "+d"(x));
+  asm("" : "+d"(x));
   return x;
 }
 #else

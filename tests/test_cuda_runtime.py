@@ -23,6 +23,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning"),
     # Dynamo instantiates torch.autograd.Function itself when it traces one.
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    # Inductor imports a module of torch that uses what torch deprecates.
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning"),
 ]
 
 DEVICE = "cuda"

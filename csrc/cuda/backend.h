@@ -8,12 +8,6 @@
 
 namespace fastdistill {
 
-/// Where a problem runs.
-struct CudaTarget {
-  void* stream = nullptr;  // cudaStream_t of the current device
-  bool has_clusters = false;
-};
-
 /// Queues the kernels of a checked problem, whose addresses are on the current device, on a stream
 /// of that device. Does not wait. Throws std::runtime_error where the launch is refused.
 void run_on_cuda(const RowProblem& problem, int divergence, void* stream);

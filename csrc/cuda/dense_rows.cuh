@@ -5,23 +5,26 @@
 
 namespace fastdistill {
 
-/// Chunks of both sides, read from memory.
-template <class S>
+/// Chunks of both sides of a slice.
+template <class Format>
 struct DenseReader {
-  const Team& team;
-  const RowOfLogits<S>& student;
-  RowOfLogits<S> teacher;
-  int64_t vocab;
+  using S = typename Format::Arithmetic;
+  static constexpr bool kSumsToOne = true;
+  const Slice<Format>& slice;
+  RowOfLogits<Format> student, teacher;
+  Factors<S> factors;
+
+  FD_DEVICE DenseReader(const Slice<Format>& slice, const RowOfLogits<Format> (&rows)[2])
+      : slice(slice), student(rows[0]), teacher(rows[1]), factors{student.factor, teacher.factor} {}
 
   template <class F>
   FD_DEVICE void for_each_chunk(F f) const {
-    const int64_t step = team.size() * kChunk<S>;
-    for (int64_t first = team.index() * kChunk<S>; first < vocab; first += step) {
-      Chunk<S> x;
-      student.load(first, vocab, x.student);
-      teacher.load(first, vocab, x.teacher);
-      f(first, x);
-    }
+    slice.for_each_chunk([&](int first) {
+      Chunk<S> y;
+      student.load(first, slice.end, y.student);
+      teacher.load(first, slice.end, y.teacher);
+      f(first, y);
+    });
   }
 };
 
@@ -29,9 +32,9 @@ struct DenseReader {
 template <class S>
 struct Argmax {
   S max = S(-__builtin_inf());
-  int64_t index = INT64_MAX;
+  int index = INT32_MAX;
 
-  FD_DEVICE void push(S x, int64_t i) {
+  FD_DEVICE void push(S x, int i) {
     if (x > max) {
       max = x;
       index = i;
@@ -43,38 +46,38 @@ struct Argmax {
 template <class S>
 FD_DEVICE bool same_argmax(Reducer& reducer, const Argmax<S>& a, const Argmax<S>& b) {
   double maxima[2] = {static_cast<double>(a.max), static_cast<double>(b.max)};
-  reducer.all(maxima, Max());
+  reducer.all<Max>(maxima);
   const auto candidate = [](const Argmax<S>& own, double best) {
     return static_cast<double>(own.max) == best ? -static_cast<double>(own.index)
                                                 : -__builtin_inf();
   };
   double first[2] = {candidate(a, maxima[0]), candidate(b, maxima[1])};
-  reducer.all(first, Max());
+  reducer.all<Max>(first);
   return first[0] == first[1];
 }
 
 template <class S, class Reader>
 FD_DEVICE RowMetrics sweep_dense_metrics(const Reader& reader, Reducer& reducer,
                                          const RowStats& stats) {
-  const Tokens<S> tokens(stats);
+  const Tokens<S> tokens(reader.factors, stats);
   Observed<S> total{S(0), S(0), S(0), S(0), S(0)};
   Argmax<S> student, teacher;
-  reader.for_each_chunk([&](int64_t first, const Chunk<S>& x) {
-    for (int j = 0; j < kChunk<S>; ++j) {
-      const Observed<S> token = observe(tokens(x, j));
+  reader.for_each_chunk([&](int first, const auto& y) {
+    for (int j = 0; j < y.kSize; ++j) {
+      const Observed<S> token = observe(tokens(y, j));
       total.forward_kl += token.forward_kl;
       total.reverse_kl += token.reverse_kl;
       total.overlap += token.overlap;
       total.student_entropy += token.student_entropy;
       total.teacher_entropy += token.teacher_entropy;
-      student.push(x.student[j], first + j);
-      teacher.push(x.teacher[j], first + j);
+      student.push(y.student[j], first + j);
+      teacher.push(y.teacher[j], first + j);
     }
   });
   double sums[] = {static_cast<double>(total.forward_kl), static_cast<double>(total.reverse_kl),
                    static_cast<double>(total.overlap), static_cast<double>(total.student_entropy),
                    static_cast<double>(total.teacher_entropy)};
-  reducer.all(sums, Add());
+  reducer.all<Add>(sums);
   RowMetrics metrics{};
   metrics.forward_kl = sums[0];
   metrics.reverse_kl = sums[1];
@@ -85,13 +88,14 @@ FD_DEVICE RowMetrics sweep_dense_metrics(const Reader& reader, Reducer& reducer,
   return metrics;
 }
 
-template <class D, class S>
-FD_DEVICE void dense_row(const D& divergence, Row<S>& row) {
+template <class D, class Format>
+FD_DEVICE void dense_row(const D& divergence, Row<Format>& row) {
+  using S = typename Format::Arithmetic;
   const RowProblem& problem = row.problem;
   Reducer& reducer = row.reducer;
-  const DenseReader<S> reader{row.team, row.student,
-                              RowOfLogits<S>(problem.teacher, row.index, problem.temperature),
-                              problem.vocab};
+  RowOfLogits<Format> rows[] = {row.student, RowOfLogits<Format>(row.prepared.teacher, row.index)};
+  row.slice.fetch(rows);
+  const DenseReader<Format> reader(row.slice, rows);
   if (row.wants_values()) {
     const double logit = row.label_logit();
     const Statistics found =
@@ -105,12 +109,13 @@ FD_DEVICE void dense_row(const D& divergence, Row<S>& row) {
       row.write_metrics(sweep_dense_metrics<S>(reader, reducer, row.stats));
     }
   }
+  row.leave_others();
   if (row.wants_gradient()) store_full_gradient(divergence, row, reader);
 }
 
-template <class D, class S>
-__global__ void __launch_bounds__(kMostThreads, kLeastBlocks) dense_kernel(const Task<D> task) {
-  run_row<S>(task, [&](Row<S>& row, char*) { dense_row(task.divergence, row); });
+template <class D, class Format>
+__global__ void FD_LAUNCH_BOUNDS(Format) dense_kernel(const Task<D> task) {
+  run_row<Format>(task, [&](Row<Format>& row, char*) { dense_row(task.divergence, row); });
 }
 
 }  // namespace fastdistill

@@ -1,5 +1,5 @@
 // Elements of a row in arithmetic precision. Storage types, scale, softcap and temperature exist
-// only here; everything above sees x = softcap(scale z) / T.
+// only here; everything above sees y, of which x = softcap(scale z) / T is a multiple.
 #pragma once
 
 #include <cstring>
@@ -15,146 +15,204 @@ inline constexpr int kChunk = 8;
 template <>
 inline constexpr int kChunk<double> = 2;
 
-FD_DEVICE float widen_bfloat(uint16_t bits) {
-  return bits_to_float(static_cast<int32_t>(static_cast<uint32_t>(bits) << 16));
-}
-/// To nearest even; a NaN stays one.
-FD_DEVICE uint16_t narrow_bfloat(float x) {
-  const uint32_t bits = static_cast<uint32_t>(float_to_bits(x));
-  const uint32_t even = bits + 0x7fffu + ((bits >> 16) & 1u);
-  return static_cast<uint16_t>((x == x ? even : 0x7fc00000u) >> 16);
+// What a kernel is compiled for: logits of any type, or those that most have, without a look at
+// what they are. Plain ones are also without a softcap, aligned, and read from shared memory.
+struct AnyFloat {
+  using Arithmetic = float;
+  static constexpr bool kIsPlain = false;
+};
+struct AnyDouble {
+  using Arithmetic = double;
+  static constexpr bool kIsPlain = false;
+};
+struct PlainBFloat16 {
+  using Arithmetic = float;
+  static constexpr bool kIsPlain = true;
+};
+
+FD_DEVICE float widen_bfloat(uint32_t low_half) {
+  return bits_to_float(static_cast<int32_t>(low_half << 16));
 }
 
-/// Bits of a half precision to float and back.
-FD_DEVICE float widen(DType dtype, uint32_t bits) {
-  const auto low = static_cast<uint16_t>(bits);
-  return dtype == DType::kBFloat16 ? widen_bfloat(low) : widen_half(low);
-}
-FD_DEVICE uint32_t narrow(DType dtype, float x) {
-  return dtype == DType::kBFloat16 ? narrow_bfloat(x) : narrow_half(x);
+/// Bytes of an element.
+FD_INLINE int width(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
-/// One row of logits in memory: float64 where S is double, any other type where it is float.
-template <class S>
+/// Logits as a kernel reads them: x = factor * y, where y is a stored logit or, where there is a
+/// softcap, tanh(into_tanh * logit).
+struct Side {
+  char* data;
+  int64_t row_bytes;
+  DType dtype;
+  double factor, into_tanh;
+
+  Side(const Logits& logits, double temperature)
+      : data(static_cast<char*>(logits.data)),
+        row_bytes(logits.row_stride * width(logits.dtype)),
+        dtype(logits.dtype),
+        factor((logits.softcap == 0.0 ? logits.scale : logits.softcap) / temperature),
+        into_tanh(logits.softcap == 0.0 ? 0.0 : logits.scale / logits.softcap) {}
+};
+
+/// One row of logits in memory, global or shared.
+template <class Format>
 class RowOfLogits {
  public:
-  FD_DEVICE RowOfLogits(const Logits& logits, int64_t row, double temperature)
-      : data_(static_cast<char*>(logits.data) + row * logits.row_stride * width(logits.dtype)),
-        dtype_(logits.dtype),
-        capped_(logits.softcap != 0.0),
-        into_(capped_ ? logits.scale / logits.softcap : logits.scale / temperature),
-        outof_(capped_ ? logits.softcap / temperature : 1.0),
+  using S = typename Format::Arithmetic;
+  static constexpr bool kIsPlain = Format::kIsPlain;
+
+  S factor;
+
+  RowOfLogits() = default;
+  FD_DEVICE RowOfLogits(const Side& side, int64_t row)
+      : factor(static_cast<S>(side.factor)),
+        data_(side.data + row * side.row_bytes),
+        dtype_(side.dtype),
+        into_tanh_(static_cast<S>(side.into_tanh)),
         packets_(reinterpret_cast<uintptr_t>(data_) % sizeof(Packet) == 0) {}
 
-  /// out[j] = x of element first + j; -inf from `end` on.
-  FD_DEVICE void load(int64_t first, int64_t end, S (&out)[kChunk<S>]) const {
-    load_stored(first, end, out);
-    for (int j = 0; j < kChunk<S>; ++j) out[j] = from_stored(out[j]);
-    if (first + kChunk<S> <= end) return;
-    for (int j = 0; j < kChunk<S>; ++j) {
-      if (first + j >= end) out[j] = S(-__builtin_inf());
-    }
+  FD_DEVICE bool is_capped() const { return !kIsPlain && into_tanh_ != S(0); }
+  FD_DEVICE int bytes(int elements) const { return elements * width(dtype()); }
+  FD_DEVICE char* address_of(int i) const {
+    return data_ + static_cast<int64_t>(i) * width(dtype());
   }
-  FD_DEVICE S load_one(int64_t i) const { return from_stored(stored(i)); }
-
-  /// The derivative of x T / scale by the stored logit.
-  FD_DEVICE S through_softcap(S x, S temperature_by_softcap) const {
-    const S tanh_x = x * temperature_by_softcap;
-    return capped_ ? S(1) - tanh_x * tanh_x : S(1);
+  /// Takes the stored bits of an element of another row of the same type.
+  FD_DEVICE void take_one(int i, const RowOfLogits& from) const {
+    for (int byte = 0; byte < width(dtype()); ++byte)
+      address_of(i)[byte] = from.address_of(i)[byte];
   }
 
-  FD_DEVICE void store(int64_t first, int64_t end, const S (&x)[kChunk<S>]) const {
-    if (packets_ && first + kChunk<S> <= end) return store_packets(first, x);
-    for (int j = 0; j < kChunk<S>; ++j) {
-      if (first + j < end) store_one(first + j, x[j]);
-    }
+  /// The same row, whose elements from `begin` on are found at this place.
+  FD_DEVICE RowOfLogits at(char* place, int begin) const {
+    RowOfLogits moved = *this;
+    moved.data_ = place - static_cast<int64_t>(begin) * width(dtype());
+    moved.packets_ = true;
+    return moved;
   }
-  FD_DEVICE void store_one(int64_t i, S x) const {
-    if constexpr (sizeof(S) == sizeof(double)) {
-      at<double>(i) = x;
-    } else if (dtype_ == DType::kFloat32) {
-      at<float>(i) = x;
+
+  /// out[j] = y of element first + j; -inf from `end` on. Plain rows have -inf there.
+  FD_DEVICE void load(int first, int end, S (&out)[kChunk<S>]) const {
+    if (kIsPlain) return load_packets(first, out);
+    if (packets_ && first + kChunk<S> <= end) {
+      load_packets(first, out);
     } else {
-      at<uint16_t>(i) = static_cast<uint16_t>(narrow(dtype_, x));
+      for (int j = 0; j < kChunk<S>; ++j) {
+        out[j] = first + j < end ? stored(first + j) : S(-__builtin_inf());
+      }
+    }
+    if (!is_capped()) return;
+    for (int j = 0; j < kChunk<S>; ++j) {
+      if (first + j < end) out[j] = tanh(out[j] * into_tanh_);
+    }
+  }
+  FD_DEVICE S load_one(int i) const {
+    return is_capped() ? tanh(stored(i) * into_tanh_) : stored(i);
+  }
+
+  FD_DEVICE void store(int first, int end, const S (&values)[kChunk<S>]) const {
+    if ((kIsPlain || packets_) && first + kChunk<S> <= end) return store_packets(first, values);
+    for (int j = 0; j < kChunk<S>; ++j) {
+      if (first + j < end) store_one(first + j, values[j]);
+    }
+  }
+  FD_DEVICE void store_one(int i, S value) const {
+    if constexpr (sizeof(S) == sizeof(double)) {
+      element<double>(i) = value;
+    } else if (dtype() == DType::kFloat32) {
+      element<float>(i) = value;
+    } else {
+      element<uint16_t>(i) = static_cast<uint16_t>(narrow(value, value));
     }
   }
 
  private:
-  static FD_DEVICE int64_t width(DType dtype) {
-    return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-  }
+  FD_DEVICE DType dtype() const { return kIsPlain ? DType::kBFloat16 : dtype_; }
   template <class T>
-  FD_DEVICE T& at(int64_t i) const {
+  FD_DEVICE T& element(int i) const {
     return reinterpret_cast<T*>(data_)[i];
   }
-  FD_DEVICE Packet& packet_at(int64_t element) const {
-    return *reinterpret_cast<Packet*>(data_ + element * width(dtype_));
+  FD_DEVICE Packet& packet_at(int i) const { return *reinterpret_cast<Packet*>(address_of(i)); }
+  /// Two numbers in the bits of a half precision, the first one in the low half.
+  FD_DEVICE uint32_t narrow(float low, float high) const {
+    return dtype() == DType::kBFloat16 ? narrow_bfloats(low, high) : narrow_halves(low, high);
   }
 
-  FD_DEVICE S from_stored(S z) const { return capped_ ? outof_ * tanh(z * into_) : z * into_; }
-
-  FD_DEVICE S stored(int64_t i) const {
+  FD_DEVICE S stored(int i) const {
     if constexpr (sizeof(S) == sizeof(double)) {
-      return at<double>(i);
+      return element<double>(i);
     } else {
-      return dtype_ == DType::kFloat32 ? at<float>(i) : widen(dtype_, at<uint16_t>(i));
+      if (dtype() == DType::kFloat32) return element<float>(i);
+      const uint16_t bits = element<uint16_t>(i);
+      return dtype() == DType::kBFloat16 ? widen_bfloat(bits) : widen_half(bits);
     }
   }
 
-  FD_DEVICE void load_stored(int64_t first, int64_t end, S (&out)[kChunk<S>]) const {
-    if (packets_ && first + kChunk<S> <= end) return load_packets(first, out);
-    for (int j = 0; j < kChunk<S>; ++j) out[j] = first + j < end ? stored(first + j) : S(0);
-  }
-  FD_DEVICE void load_packets(int64_t first, double (&out)[2]) const {
-    memcpy(out, &packet_at(first), sizeof out);
-  }
-  FD_DEVICE void load_packets(int64_t first, float (&out)[8]) const {
+  FD_DEVICE void load_packets(int first, double (&out)[2]) const {
     const Packet packet = packet_at(first);
-    if (dtype_ == DType::kFloat32) {
+    memcpy(out, &packet, sizeof out);
+  }
+  FD_DEVICE void load_packets(int first, float (&out)[8]) const {
+    const Packet packet = packet_at(first);
+    if (dtype() == DType::kBFloat16) {
+      for (int j = 0; j < 4; ++j) {
+        out[2 * j] = widen_bfloat(packet.words[j]);
+        out[2 * j + 1] = bits_to_float(static_cast<int32_t>(packet.words[j] & 0xffff0000u));
+      }
+    } else if (dtype() == DType::kFloat16) {
+      for (int j = 0; j < 4; ++j) {
+        out[2 * j] = widen_half(static_cast<uint16_t>(packet.words[j]));
+        out[2 * j + 1] = widen_half(static_cast<uint16_t>(packet.words[j] >> 16));
+      }
+    } else {
       const Packet second = packet_at(first + 4);
       memcpy(out, &packet, sizeof packet);
       memcpy(out + 4, &second, sizeof second);
-    } else {
-      for (int j = 0; j < 8; ++j) out[j] = widen(dtype_, packet.words[j / 2] >> (16 * (j % 2)));
     }
   }
 
-  FD_DEVICE void store_packets(int64_t first, const double (&x)[2]) const {
-    memcpy(&packet_at(first), x, sizeof x);
+  FD_DEVICE void store_packets(int first, const double (&values)[2]) const {
+    Packet packet;
+    memcpy(&packet, values, sizeof packet);
+    packet_at(first) = packet;
   }
-  FD_DEVICE void store_packets(int64_t first, const float (&x)[8]) const {
+  FD_DEVICE void store_packets(int first, const float (&values)[8]) const {
     Packet packet, second;
-    if (dtype_ == DType::kFloat32) {
-      memcpy(&packet, x, sizeof packet);
-      memcpy(&second, x + 4, sizeof second);
+    if (dtype() == DType::kFloat32) {
+      memcpy(&packet, values, sizeof packet);
+      memcpy(&second, values + 4, sizeof second);
       packet_at(first + 4) = second;
     } else {
-      for (int j = 0; j < 4; ++j) {
-        packet.words[j] = narrow(dtype_, x[2 * j]) | narrow(dtype_, x[2 * j + 1]) << 16;
-      }
+      for (int j = 0; j < 4; ++j) packet.words[j] = narrow(values[2 * j], values[2 * j + 1]);
     }
     packet_at(first) = packet;
   }
 
   char* data_;
   DType dtype_;
-  bool capped_;
-  S into_, outof_;
+  S into_tanh_;
   bool packets_;
 };
 
-/// What a thread sees of a row at a time.
-template <class S>
+/// What a thread sees of a row at a time: y of both sides, -inf on both where there is nothing.
+template <class S, int n = kChunk<S>>
 struct Chunk {
-  S student[kChunk<S>], teacher[kChunk<S>];
+  static constexpr int kSize = n;
+  S student[n], teacher[n];
+  unsigned left_out = 0;  // by bit, the elements whose gradient another one stores
+
+  FD_DEVICE void leave_out(int j) {
+    left_out |= 1u << j;
+    student[j] = teacher[j] = S(-__builtin_inf());
+  }
 };
 
 /// The maximum; a NaN is left aside.
-template <class S>
-FD_DEVICE S max_of(const S (&x)[kChunk<S>]) {
-  S largest = S(-__builtin_inf());
-  for (int j = 0; j < kChunk<S>; ++j) largest = max(largest, x[j]);
-  return largest;
+template <class S, int n>
+FD_DEVICE S max_of(const S (&x)[n]) {
+  S result = x[0];
+  for (int j = 1; j < n; ++j) result = largest(result, x[j]);
+  return result;
 }
 
 }  // namespace fastdistill

@@ -10,13 +10,14 @@ template <class S>
 struct List {
   const int64_t* ids;
   const S* log_p;
-  int64_t k, vocab;
+  int64_t k;
+  int vocab;
 
   FD_DEVICE List(const RowProblem& problem, int64_t row)
       : ids(problem.top_k.ids + row * problem.top_k.ids_stride),
         log_p(static_cast<const S*>(problem.top_k.log_p) + row * problem.top_k.log_p_stride),
         k(problem.top_k.k),
-        vocab(problem.vocab) {}
+        vocab(static_cast<int>(problem.vocab)) {}
 
   FD_DEVICE bool is_empty(int64_t slot) const {
     return ids[slot] < 0 || ids[slot] >= vocab || log_p[slot] == S(-__builtin_inf());
@@ -25,115 +26,125 @@ struct List {
   FD_DEVICE bool is_wrong(int64_t slot) const { return ids[slot] < -1 || ids[slot] >= vocab; }
 };
 
-/// The list turned around: which slot names a token, for one segment of the vocabulary at a time.
-template <class S>
-class SlotMap {
+/// The list turned around: a bit for each token of a block's slice that is listed, and for what
+/// pads the slice behind its end.
+template <class Format>
+class ListedBits {
  public:
-  static constexpr int kSegment = 4096;  // tokens
-  static constexpr int kBytes = kSegment * static_cast<int>(sizeof(int32_t));
-  static constexpr int kNone = -1;
+  using S = typename Format::Arithmetic;
 
-  FD_DEVICE SlotMap(const Team& team, const List<S>& list, char* memory)
-      : team_(team), list_(list), slots_(reinterpret_cast<int32_t*>(memory)) {}
+  /// Shared memory for a slice; a multiple of 16.
+  static FD_INLINE int bytes(int columns) { return (columns + 127) / 128 * 16; }
 
-  /// Calls f(first token) for each chunk of this thread; `slot` is then valid there.
-  template <class F>
-  FD_DEVICE void for_each_chunk(F f) const {
-    const int64_t step = static_cast<int64_t>(team_.ranks) * kSegment;
-    for (int64_t begin = int64_t{team_.rank} * kSegment; begin < list_.vocab; begin += step) {
-      fill(begin);
-      const int64_t end = begin + kSegment < list_.vocab ? begin + kSegment : list_.vocab;
-      for (int64_t first = begin + team_.thread * kChunk<S>; first < end;
-           first += team_.threads * kChunk<S>) {
-        f(first);
-      }
+  FD_DEVICE ListedBits(const Team& team, const Slice<Format>& slice, const List<S>& list,
+                       char* memory)
+      : begin_(slice.begin), bytes_(reinterpret_cast<unsigned char*>(memory)) {
+    auto* words = reinterpret_cast<unsigned*>(memory);
+    const int columns = slice.end - slice.begin, full = columns / 32;
+    for (int i = team.thread; i < bytes(columns) / 4; i += team.threads) {
+      words[i] = i < full ? 0u : i == full ? ~0u << columns % 32 : ~0u;
     }
+    __syncthreads();
+    for (int64_t slot = team.thread; slot < list.k; slot += team.threads) {
+      if (list.is_empty(slot) || !slice.contains(list.ids[slot])) continue;
+      const int place = static_cast<int>(list.ids[slot]) - begin_;
+      const unsigned bit = 1u << place % 32;
+      repeated_ |= (atomicOr(&words[place / 32], bit) & bit) != 0;
+    }
+    __syncthreads();
   }
-  FD_DEVICE int slot(int64_t token) const { return slots_[token % kSegment]; }
+
+  /// Of the tokens of a chunk, by bit.
+  FD_DEVICE unsigned of_chunk(int first) const {
+    const int place = first - begin_;
+    if (kChunk<S> == 8) return bytes_[place / 8];
+    return bytes_[place / 8] >> place % 8 & ((1u << kChunk<S>)-1u);
+  }
 
   /// Whether this thread saw a token named twice.
   FD_DEVICE bool repeated() const { return repeated_; }
 
  private:
-  FD_DEVICE void fill(int64_t begin) const {
-    __syncthreads();  // the segment before is done with
-    for (int i = team_.thread; i < kSegment; i += team_.threads) slots_[i] = kNone;
-    __syncthreads();
-    for_each_slot_in(begin,
-                     [&](int64_t slot, int32_t& entry) { entry = static_cast<int32_t>(slot); });
-    __syncthreads();
-    // Of two slots with one id the last store stays; the other one sees that it is not there.
-    for_each_slot_in(begin, [&](int64_t slot, const int32_t& entry) {
-      repeated_ |= entry != static_cast<int32_t>(slot);
+  int begin_;
+  const unsigned char* bytes_;
+  bool repeated_ = false;
+};
+
+/// The chunks of a slice, in which listed tokens are nothing and every other token has one teacher
+/// log-probability.
+template <class Format>
+struct UnlistedReader {
+  using S = typename Format::Arithmetic;
+  const Slice<Format>& slice;
+  const ListedBits<Format>& listed;
+  const RowOfLogits<Format>& student;
+  S unlisted;
+
+  template <class F>
+  FD_DEVICE void for_each_chunk(F f) const {
+    slice.for_each_chunk([&](int first) {
+      Chunk<S> y;
+      student.load(first, slice.end, y.student);
+      for (int j = 0; j < kChunk<S>; ++j) y.teacher[j] = unlisted;
+      const unsigned out = listed.of_chunk(first);
+      if (out != 0) {
+        FD_UNROLL for (int j = 0; j < kChunk<S>; ++j) {
+          if (out >> j & 1u) y.leave_out(j);
+        }
+      }
+      f(first, y);
     });
   }
+};
+
+/// The listed tokens of a slice, one at a time. To be read after the slice: a thread that has gone
+/// through the slice knows that all of it has arrived.
+template <class Format>
+struct ListedReader {
+  using S = typename Format::Arithmetic;
+  const Team& team;
+  const Slice<Format>& slice;
+  const List<S>& list;
+  const RowOfLogits<Format>& student;
+
   template <class F>
-  FD_DEVICE void for_each_slot_in(int64_t begin, F f) const {
-    for (int64_t slot = team_.thread; slot < list_.k; slot += team_.threads) {
-      const int64_t place = list_.ids[slot] - begin;
-      if (!list_.is_empty(slot) && 0 <= place && place < kSegment) f(slot, slots_[place]);
+  FD_DEVICE void for_each_chunk(F f) const {
+    for (int64_t slot = team.thread; slot < list.k; slot += team.threads) {
+      if (list.is_empty(slot) || !slice.contains(list.ids[slot])) continue;
+      const int id = static_cast<int>(list.ids[slot]);
+      f(id, Chunk<S, 1>{{student.load_one(id)}, {list.log_p[slot]}});
     }
   }
-
-  const Team& team_;
-  const List<S>& list_;
-  int32_t* slots_;
-  mutable bool repeated_ = false;
 };
 
 /// kZero and kUniform: the student from memory, the teacher from the list.
-template <class S>
+template <class Format>
 struct MadeReader {
-  const SlotMap<S>& map;
-  const List<S>& list;
-  const RowOfLogits<S>& student;
-  S unlisted;  // log-probability
+  static constexpr bool kSumsToOne = false;  // what is not listed may be missing
+  UnlistedReader<Format> unlisted;
+  ListedReader<Format> listed;
+  Factors<typename Format::Arithmetic> factors;
 
   template <class F>
   FD_DEVICE void for_each_chunk(F f) const {
-    map.for_each_chunk([&](int64_t first) {
-      Chunk<S> x;
-      student.load(first, list.vocab, x.student);
-      for (int j = 0; j < kChunk<S>; ++j) {
-        const bool inside = first + j < list.vocab;
-        const int slot = inside ? map.slot(first + j) : SlotMap<S>::kNone;
-        x.teacher[j] = slot != SlotMap<S>::kNone ? list.log_p[slot]
-                       : inside                  ? unlisted
-                                                 : S(-__builtin_inf());
-      }
-      f(first, x);
-    });
+    unlisted.for_each_chunk(f);
+    listed.for_each_chunk(f);
   }
 };
 
-/// kBucket and kRenormalize: the list, and after it the tail if there is one.
-template <class S>
+/// kBucket and kRenormalize: the list, and beside it the tail, which is nothing where there is
+/// none.
+template <class Format>
 struct ShortReader {
-  const Team& team;
-  const List<S>& list;
-  const RowOfLogits<S>& student;
-  Chunk<S> tail;  // its first elements; -inf where there is none
+  using S = typename Format::Arithmetic;
+  ListedReader<Format> listed;
+  Chunk<S, 1> tail;  // in multiples of the student's factor, as the listed logits
+  Factors<S> factors;
 
   template <class F>
   FD_DEVICE void for_each_chunk(F f) const {
-    const int64_t step = team.size() * kChunk<S>;
-    for (int64_t first = team.index() * kChunk<S>; first <= list.k; first += step) {
-      Chunk<S> x;
-      for (int j = 0; j < kChunk<S>; ++j) entry(first + j, x.student[j], x.teacher[j]);
-      f(first, x);
-    }
-  }
-
- private:
-  FD_DEVICE void entry(int64_t slot, S& x_s, S& x_t) const {
-    x_s = x_t = S(-__builtin_inf());
-    if (slot == list.k) {
-      x_s = tail.student[0];
-      x_t = tail.teacher[0];
-    } else if (slot < list.k && !list.is_empty(slot)) {
-      x_s = student.load_one(list.ids[slot]);
-      x_t = list.log_p[slot];
-    }
+    listed.for_each_chunk(f);
+    if (listed.team.leads()) f(0, tail);
   }
 };
 
@@ -143,16 +154,20 @@ struct Listed {
   double mass;
   bool wrong;  // an id out of range or repeated: the row has no value
 };
+
+/// This thread's share of count, mass and wrong ones.
 template <class S>
-FD_DEVICE Listed survey(const Team& team, Reducer& reducer, const List<S>& list, bool repeated) {
-  double sums[3] = {0.0, 0.0, repeated ? 1.0 : 0.0};
+FD_DEVICE void survey(const Team& team, const List<S>& list, bool repeated, double (&sums)[3]) {
+  sums[0] = sums[1] = 0.0;
+  sums[2] = repeated ? 1.0 : 0.0;
   for (int64_t slot = team.index(); slot < list.k; slot += team.size()) {
     if (list.is_wrong(slot)) sums[2] = 1.0;
     if (list.is_empty(slot)) continue;
     sums[0] += 1.0;
     sums[1] += static_cast<double>(exp(list.log_p[slot]));
   }
-  reducer.all(sums, Add());
+}
+FD_DEVICE Listed listed_of(const double (&sums)[3]) {
   return {static_cast<int64_t>(sums[0]), sums[1], sums[2] != 0.0};
 }
 

@@ -1,35 +1,20 @@
 // The sweeps of a divergence over one row, shared by the threads of a team.
 //
-// A reader yields chunks of (student, teacher) pairs to each thread; -inf on both sides is nothing.
-// Threads accumulate in S, and their sums are merged in double.
+// A reader yields chunks of (student, teacher) pairs to each thread, and knows the factors that
+// make x of them. Threads accumulate in S, and their sums are merged in double.
 #pragma once
 
 #include "../divergence.h"
-#include "../online_softmax.h"
-#include "elements.cuh"
-#include "reduce.cuh"
+#include "slice.cuh"
+#include "softmax.cuh"
 
 namespace fastdistill {
 
-/// Merges the running softmaxes of all threads of the row.
-template <int count, class S>
-FD_DEVICE void merge(Reducer& reducer, const OnlineSoftmax<S> (&parts)[count],
-                     OnlineSoftmax<double> (&merged)[count]) {
-  double maxima[count], sums[2 * count];
-  for (int k = 0; k < count; ++k) maxima[k] = static_cast<double>(parts[k].max);
-  reducer.all(maxima, Max());
-  for (int k = 0; k < count; ++k) {
-    const S scale = exp(parts[k].max - level_of(static_cast<S>(maxima[k])));
-    sums[2 * k] = static_cast<double>(scale * parts[k].sum);  // a NaN stays
-    sums[2 * k + 1] = static_cast<double>(weighted(scale, parts[k].moment));
-  }
-  reducer.all(sums, Add());
-  for (int k = 0; k < count; ++k) {
-    merged[k].max = maxima[k];
-    merged[k].sum = sums[2 * k];
-    merged[k].moment = sums[2 * k + 1];
-  }
-}
+/// The factors that make x of the two sides of a chunk.
+template <class S>
+struct Factors {
+  S student, teacher;
+};
 
 /// What the first sweep finds.
 struct Statistics {
@@ -37,88 +22,130 @@ struct Statistics {
   Moments<double> moments;
 };
 
+/// Both sides of a chunk over their levels: sums of q and p and, with these weights, of x_s - x_t
+/// and of x_t - x_s, as far as D asks.
+template <class D, class S>
+struct ChunkSums {
+  static constexpr bool kStudent = (D::kMoments & kStudentMean) != 0;
+  static constexpr bool kTeacher = (D::kMoments & kTeacherMean) != 0;
+  static constexpr unsigned kMomentBits = (kStudent ? 1u : 0u) | (kTeacher ? 2u : 0u);
+
+  S q = S(0), p = S(0), student = S(0), teacher = S(0);
+
+  /// With care an infinite difference of weight zero is nothing; without it is NaN.
+  template <bool with_care, class Chunk>
+  FD_DEVICE void add(const Chunk& y, const Factors<S>& by, S level_s, S level_t) {
+    FD_UNROLL for (int j = 0; j < y.kSize; ++j) {
+      const S s = fused(y.student[j], by.student, -level_s);
+      const S t = fused(y.teacher[j], by.teacher, -level_t);
+      const S own_q = exp(s), own_p = exp(t);
+      q += own_q;
+      p += own_p;
+      if (kStudent) student += with_care ? weighted(own_q, s - t) : own_q * (s - t);
+      if (kTeacher) teacher += with_care ? weighted(own_p, t - s) : own_p * (t - s);
+    }
+    // Of the elements, not of what is left of them over the levels.
+    const S gap = level_t - level_s;
+    if (kStudent) student = fused(-gap, q, student);
+    if (kTeacher) teacher = fused(gap, p, teacher);
+  }
+  FD_DEVICE bool has_room() const {
+    return RunningSoftmax<S>::has_room(q + p + abs(student + teacher));
+  }
+};
+
 /// Both log-sum-exps and the moments of D; the hard one, at T = 1, where `with_hard`.
 template <class D, class S, class Reader>
 FD_DEVICE Statistics sweep_moments(const Reader& reader, Reducer& reducer, double temperature,
                                    bool with_hard) {
-  OnlineSoftmax<S> parts[3];
-  OnlineSoftmax<S>&student = parts[0], &teacher = parts[1], &hard = parts[2];
+  RunningSoftmax<S> parts[2], hard[1];
+  RunningSoftmax<S>&student = parts[0], &teacher = parts[1];
   const bool own_hard = with_hard && temperature != 1.0;
-  const S t = S(temperature);
-  reader.for_each_chunk([&](int64_t, const Chunk<S>& x) {
-    const S student_level = student.raise(max_of<S>(x.student));
-    const S teacher_level = teacher.raise(max_of<S>(x.teacher));
-    for (int j = 0; j < kChunk<S>; ++j) {
-      const S q = exp(x.student[j] - student_level), p = exp(x.teacher[j] - teacher_level);
-      student.add(q, D::kMoments & kStudentMean ? weighted(q, x.student[j] - x.teacher[j]) : S(0));
-      teacher.add(p, D::kMoments & kTeacherMean ? weighted(p, x.teacher[j] - x.student[j]) : S(0));
+  const Factors<S> by = reader.factors;
+  const S by_hard = by.student * S(temperature);
+  reader.for_each_chunk([&](int, const auto& y) {
+    ChunkSums<D, S> sums;
+    sums.template add<false>(y, by, student.level, teacher.level);
+    if (!sums.has_room()) {
+      sums = ChunkSums<D, S>();
+      const S level_s = student.raise(max_of(y.student) * by.student);
+      const S level_t = teacher.raise(max_of(y.teacher) * by.teacher);
+      sums.template add<true>(y, by, level_s, level_t);
     }
-    if (own_hard) {
-      const S level = hard.raise(max_of<S>(x.student) * t);
-      for (int j = 0; j < kChunk<S>; ++j) hard.add(exp(x.student[j] * t - level));
-    }
+    student.add(sums.q, sums.student);
+    teacher.add(sums.p, sums.teacher);
+    if (own_hard) hard[0].add_exps(y.student, by_hard);
   });
-  OnlineSoftmax<double> merged[3];
-  merge(reducer, parts, merged);
+  Softmax merged[2];
+  merge<ChunkSums<D, S>::kMomentBits>(reducer, parts, merged);
   Statistics found{};
-  found.student_lse = merged[0].lse();
-  found.teacher_lse = merged[1].lse();
-  found.hard_lse = own_hard ? merged[2].lse() : found.student_lse;
-  found.moments.student_mean = merged[0].mean();
-  found.moments.teacher_mean = merged[1].mean();
+  found.student_lse = merged[0].lse;
+  found.teacher_lse = merged[1].lse;
+  found.hard_lse = found.student_lse;
+  if (own_hard) {
+    Softmax merged_hard[1];
+    merge<0u>(reducer, hard, merged_hard);
+    found.hard_lse = merged_hard[0].lse;
+  }
+  found.moments.student_mean = merged[0].mean;
+  found.moments.teacher_mean = merged[1].mean;
   found.moments.lse_gap = found.teacher_lse - found.student_lse;
   return found;
 }
 
 /// The tokens of a chunk, once the log-sum-exps are known.
 template <class S>
-struct Tokens {
-  Normalizer<S> log_p, log_q;
+class Tokens {
+ public:
+  FD_DEVICE Tokens(const Factors<S>& by, const RowStats& stats)
+      : log_p_(by.teacher, stats.teacher_lse), log_q_(by.student, stats.student_lse) {}
 
-  FD_DEVICE explicit Tokens(const RowStats& stats)
-      : log_p(stats.teacher_lse), log_q(stats.student_lse) {}
-
-  FD_DEVICE Token<S> operator()(const Chunk<S>& x, int j) const {
-    const S lp = log_p(x.teacher[j]), lq = log_q(x.student[j]);
-    return {lp, lq, rounded(exp(lp)), rounded(exp(lq))};
+  template <class Chunk>
+  FD_DEVICE Token<S> operator()(const Chunk& y, int j) const {
+    const S log_p = log_p_(y.teacher[j]), log_q = log_q_(y.student[j]);
+    return {log_p, log_q, rounded(log_p_.prob(y.teacher[j])), rounded(log_q_.prob(y.student[j]))};
   }
+
+ private:
+  LogProb<S> log_p_, log_q_;
 };
 
 /// The second sweep: value and slope summed over the tokens; fills stats.log_sum.
 template <class D, class S, class Reader>
 FD_DEVICE Sums<double> sweep_sums(const D& divergence, const Reader& reader, Reducer& reducer,
                                   RowStats& stats) {
-  const Tokens<S> tokens(stats);
+  const Tokens<S> tokens(reader.factors, stats);
   if constexpr (D::kLogSum) {
-    OnlineSoftmax<S> parts[1];
-    OnlineSoftmax<double> merged[1];
-    reader.for_each_chunk([&](int64_t, const Chunk<S>& x) {
-      Term<S> terms[kChunk<S>];
-      S largest = S(-__builtin_inf());
-      for (int j = 0; j < kChunk<S>; ++j) {
-        terms[j] = divergence(tokens(x, j));
-        largest = max(largest, terms[j].value);
+    RunningSoftmax<S> parts[1];
+    Softmax merged[1];
+    reader.for_each_chunk([&](int, const auto& y) {
+      S exponents[y.kSize], slopes[y.kSize];
+      for (int j = 0; j < y.kSize; ++j) {
+        const Term<S> term = divergence(tokens(y, j));
+        exponents[j] = term.value;
+        slopes[j] = term.dlogq;
       }
-      const S level = parts[0].raise(largest);
-      for (int j = 0; j < kChunk<S>; ++j) {
-        const S weight = exp(terms[j].value - level);
-        parts[0].add(weight, weight * terms[j].dlogq);
+      S level = parts[0].raise(max_of(exponents));
+      if (level == S(__builtin_inf())) level = S(0);  // then the sum is infinite, not NaN
+      for (int j = 0; j < y.kSize; ++j) {
+        const S weight = exp(exponents[j] - level);
+        parts[0].add(weight, weight * slopes[j]);
       }
     });
-    merge(reducer, parts, merged);
-    stats.log_sum = merged[0].lse();
-    return {divergence.factor() * stats.log_sum, divergence.factor() * merged[0].mean()};
+    merge<1u>(reducer, parts, merged);
+    stats.log_sum = merged[0].lse;
+    return {divergence.factor() * stats.log_sum, divergence.factor() * merged[0].mean};
   } else {
     S value(0), slope(0);
-    reader.for_each_chunk([&](int64_t, const Chunk<S>& x) {
-      for (int j = 0; j < kChunk<S>; ++j) {
-        const Term<S> term = divergence(tokens(x, j));
+    reader.for_each_chunk([&](int, const auto& y) {
+      for (int j = 0; j < y.kSize; ++j) {
+        const Term<S> term = divergence(tokens(y, j));
         value += term.value;
         slope += term.dlogq;
       }
     });
     double sums[2] = {static_cast<double>(value), static_cast<double>(slope)};
-    reducer.all(sums, Add());
+    reducer.all<Add>(sums);
     return {sums[0], sums[1]};
   }
 }

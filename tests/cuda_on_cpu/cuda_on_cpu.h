@@ -19,6 +19,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <queue>
 #include <random>
 #include <utility>
@@ -53,6 +54,17 @@ struct Warp {
   uint64_t exchanged[kWarpSize];
 };
 
+/// Copies that have not arrived, and who waits for them to be counted.
+struct Copy {
+  char* to;
+  const char* from;
+  size_t bytes;
+};
+struct UnderWay {
+  std::vector<Copy> copies;
+  std::vector<Thread*> waiting;
+};
+
 struct Block {
   unsigned index = 0;
   int rank = 0;
@@ -60,6 +72,7 @@ struct Block {
   Meeting meeting;
   std::vector<Warp> warps;
   std::vector<char> shared;
+  std::map<const void*, UnderWay> under_way;  // by what tells of their arrival
 };
 
 struct Thread {
@@ -69,6 +82,7 @@ struct Thread {
   std::vector<char> stack;
   jmp_buf here;
   bool started = false;
+  size_t phase = 0;  // of the cluster's barrier, in which it arrived last
 };
 
 enum class Schedule { kByThread, kByBlock, kAnew, kCount };
@@ -79,6 +93,7 @@ struct Machine {
   std::vector<Thread> threads;
   size_t running = 0;
   Meeting cluster;
+  size_t phase = 0, arrived = 0;  // of the cluster's barrier
   std::function<void()> kernel;
   Thread* current = nullptr;
   jmp_buf scheduler;
@@ -104,6 +119,25 @@ inline void meet(Meeting& meeting) {
   if (meeting.waiting.size() == meeting.members) {
     for (Thread* thread : meeting.waiting) machine.make_ready(thread);
     meeting.waiting.clear();
+  }
+  leave();
+}
+
+/// The first half of the cluster's barrier; the last one to arrive lets all that wait go on.
+inline void arrive_in_cluster() {
+  machine.current->phase = machine.phase;
+  if (++machine.arrived < machine.threads.size()) return;
+  machine.arrived = 0;
+  ++machine.phase;
+  for (Thread* thread : machine.cluster.waiting) machine.make_ready(thread);
+  machine.cluster.waiting.clear();
+}
+inline void wait_for_cluster() {
+  Thread* thread = machine.current;
+  if (machine.phase == thread->phase) {
+    machine.cluster.waiting.push_back(thread);
+  } else {
+    machine.make_ready(thread);
   }
   leave();
 }
@@ -150,7 +184,8 @@ inline void set_up(const Launch& launch, unsigned first_block) {
   const bool by_block = machine.schedule == Schedule::kByBlock;
   machine.blocks.assign(static_cast<size_t>(launch.cluster), Block());
   machine.threads.resize(static_cast<size_t>(launch.cluster * launch.threads));
-  machine.running = machine.cluster.members = machine.threads.size();
+  machine.running = machine.threads.size();
+  machine.phase = machine.arrived = 0;
   size_t next = 0;
   for (int rank = 0; rank < launch.cluster; ++rank) {
     Block& block = machine.blocks[static_cast<size_t>(rank)];
@@ -202,8 +237,7 @@ inline Block& this_block() { return *machine.current->block; }
 
 }  // namespace fastdistill::on_cpu
 
-// ---- what the kernels call
-// ------------------------------------------------------------------------
+// ---- what the kernels call ---------------------------------------------------------------------
 
 inline void __syncthreads() {
   using namespace fastdistill::on_cpu;
@@ -224,12 +258,55 @@ T __shfl_xor_sync(unsigned lanes, T value, int mask) {
   return value;
 }
 
+inline unsigned atomicOr(unsigned* place, unsigned bits) {
+  const unsigned before = *place;
+  *place |= bits;
+  return before;
+}
+
 namespace fastdistill {
+
+/// A copy arrives at the first wait for it, and not before; one that is not counted ends the
+/// program. Who waits before the copies are counted goes on when they are.
+struct Arrival {
+  size_t expected, is_counted;
+
+  void prepare() { expected = is_counted = 0; }
+  void expect(unsigned bytes) {
+    expected = bytes;
+    is_counted = 1;
+    for (on_cpu::Thread* thread : under_way().waiting) on_cpu::machine.make_ready(thread);
+    under_way().waiting.clear();
+  }
+  void copy(char* to, const char* from, unsigned bytes) {
+    const auto misaligned = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from);
+    if ((misaligned | bytes) % 16 != 0 || bytes == 0) std::abort();
+    under_way().copies.push_back({to, from, bytes});
+  }
+  void wait() const {
+    if (is_counted == 0) {
+      under_way().waiting.push_back(on_cpu::machine.current);
+      on_cpu::leave();
+    }
+    size_t arrived = 0;
+    for (const on_cpu::Copy& copy : under_way().copies) {
+      std::memcpy(copy.to, copy.from, copy.bytes);
+      arrived += copy.bytes;
+    }
+    under_way().copies.clear();
+    if (arrived != 0 && arrived != expected) std::abort();
+  }
+
+ private:
+  on_cpu::UnderWay& under_way() const { return on_cpu::this_block().under_way[this]; }
+};
 
 inline char* shared_memory() { return on_cpu::this_block().shared.data(); }
 inline int cluster_rank() { return on_cpu::this_block().rank; }
 inline int cluster_size() { return static_cast<int>(on_cpu::machine.blocks.size()); }
-inline void cluster_sync() { on_cpu::meet(on_cpu::machine.cluster); }
+inline void cluster_arrive() { on_cpu::arrive_in_cluster(); }
+inline void cluster_wait() { on_cpu::wait_for_cluster(); }
+inline void cluster_fence() {}
 template <class T>
 const T* shared_of(int rank, const T* mine) {
   const auto offset = reinterpret_cast<const char*>(mine) - shared_memory();
@@ -238,6 +315,24 @@ const T* shared_of(int rank, const T* mine) {
 }
 
 inline float widen_half(uint16_t bits) { return static_cast<float>(from_half(bits)); }
-inline uint16_t narrow_half(float x) { return to_half(static_cast<double>(x)); }
+inline uint32_t narrow_halves(float low, float high) {
+  return to_half(static_cast<double>(low)) |
+         static_cast<uint32_t>(to_half(static_cast<double>(high))) << 16;
+}
+inline uint32_t narrow_bfloat(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return (x == x ? bits + 0x7fffu + ((bits >> 16) & 1u) : 0x7fc00000u) >> 16;
+}
+inline uint32_t narrow_bfloats(float low, float high) {
+  return narrow_bfloat(low) | narrow_bfloat(high) << 16;
+}
+
+inline float exp2(float x) { return __builtin_exp2f(x); }
+inline double exp2(double x) { return __builtin_exp2(x); }
+inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
+inline float largest(float a, float b) { return __builtin_fmaxf(a, b); }
+inline double largest(double a, double b) { return __builtin_fmax(a, b); }
 
 }  // namespace fastdistill
