@@ -37,6 +37,15 @@ def test_both_sides_stay_within_the_budget(monkeypatch, device, teacher_is_made)
         assert plan.piece < plan.chunk
 
 
+@pytest.mark.parametrize("vocab_", [32000, 128256, 151936, 256000])
+def test_no_piece_is_too_small_for_its_gemm(monkeypatch, vocab_):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: GPU)
+    plan = plan_chunks(
+        8192, vocab_, 2304, torch.bfloat16, torch.device("cuda"), teacher_is_made=True
+    )
+    assert _chunks._POLICIES["cuda"].least_piece <= plan.piece <= plan.chunk
+
+
 class GPU:
     multi_processor_count = 132
 
@@ -116,7 +125,7 @@ def test_pieces_of_a_chunk_give_what_the_whole_gives(
     monkeypatch, chunk, multiple, pieces, reduction
 ):
     whole = gradients(reduction=reduction)
-    monkeypatch.setitem(_chunks._POLICIES, "cpu", _chunks._Policy(160, multiple, pieces))
+    monkeypatch.setitem(_chunks._POLICIES, "cpu", _chunks._Policy(160, multiple, pieces, 1))
     cut = gradients(reduction=reduction, chunk_size=chunk)
     torch.testing.assert_close(cut, whole, rtol=1e-12, atol=1e-14)
 

@@ -20,8 +20,6 @@ from ._rows import host_sees_data
 
 _fd = torch.ops.fastdistill
 
-_ROWS_AT_ONCE = 1024
-
 
 def _first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A backward that raises where it would have to be differentiated again.
@@ -198,9 +196,5 @@ def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
     if host_sees_data(factor.device):
         value = float(factor)
         return gradient if value == 1.0 else gradient * value
-    scaled = torch.empty_like(gradient)
-    for part, result in zip(
-        gradient.split(_ROWS_AT_ONCE), scaled.split(_ROWS_AT_ONCE), strict=True
-    ):
-        result.copy_(part.to(wide) * factor.to(wide))
-    return scaled
+    # With a dimension the factor is wide in the product, which is rounded as it is stored.
+    return torch.mul(gradient, factor.to(wide).view(1), out=torch.empty_like(gradient))

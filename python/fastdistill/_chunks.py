@@ -30,10 +30,11 @@ class ChunkPlan(NamedTuple):
 class _Policy(NamedTuple):
     budget_mib: int
     multiple: int  # of rows: what the GEMMs are made of
-    pieces: int  # per chunk, for a teacher whose logits are made
+    pieces: int  # at most, per chunk, for a teacher whose logits are made
+    least_piece: int  # rows; the GEMMs of smaller ones are slow
 
 
-_POLICIES = {"cpu": _Policy(160, 16, 1), "cuda": _Policy(1024, _TILE_ROWS, 4)}
+_POLICIES = {"cpu": _Policy(160, 16, 1, 1), "cuda": _Policy(1280, _TILE_ROWS, 8, 512)}
 
 
 def plan_chunks(
@@ -50,10 +51,10 @@ def plan_chunks(
 
     ``chunk_size`` is the user's word for the rows of a chunk.
     """
-    pieces = _POLICIES[device.type].pieces if teacher_is_made else 1
     if chunk_size is None:
-        per_row = vocab * logits.itemsize * (1 + (1 / pieces if teacher_is_made else 0))
-        chunk = rows_that_fit(rows, per_row, device)
+        fitting = int(_budget(device) / (vocab * logits.itemsize))
+        most = fitting - _piece_beside(fitting, device) if teacher_is_made else fitting
+        chunk = max(1, min(rows, _whole(most, device)))
         if device.type == "cuda" and chunk < rows:
             processors = torch.cuda.get_device_properties(device).multi_processor_count
             chunk = fewest_waves(rows, chunk, width, processors)
@@ -61,7 +62,21 @@ def plan_chunks(
             chunk = evenly(rows, chunk, _POLICIES[device.type].multiple)
     else:
         chunk = max(1, min(rows, chunk_size))
-    return ChunkPlan(chunk, chunk if pieces == 1 else _whole(chunk // pieces, device))
+    return ChunkPlan(chunk, _piece_of(chunk, device) if teacher_is_made else chunk)
+
+
+def _piece_beside(fitting: int, device: torch.device) -> int:
+    """Rows of a piece that leave the chunk the rest of those that fit."""
+    policy = _POLICIES[device.type]
+    half = -(-fitting // 2)
+    return max(-(-fitting // (policy.pieces + 1)), min(policy.least_piece, half))
+
+
+def _piece_of(chunk: int, device: torch.device) -> int:
+    policy = _POLICIES[device.type]
+    if policy.pieces == 1:
+        return chunk
+    return _whole(max(chunk // policy.pieces, min(policy.least_piece, chunk)), device)
 
 
 def rows_that_fit(rows: int, bytes_per_row: float, device: torch.device) -> int:

@@ -72,7 +72,7 @@ def _half_gemm_pays(dtype: torch.dtype, device: torch.device) -> bool:
 
 def _keeps_accumulator(device: torch.device) -> bool:
     """Whether a GEMM of half-precision operands can store its float32 sums unrounded."""
-    return device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype_out")
+    return device.type == "cuda" and hasattr(torch.ops.aten.addmm, "dtype_out")
 
 
 def gradient_dtype(parameter: torch.dtype) -> torch.dtype:
@@ -144,35 +144,36 @@ class Head:
 class WeightGradient:
     """Sum over ``chunks`` chunks of grad_logits.T @ hidden.
 
-    It is accumulated in float32 (float64 for float64), to which a product of narrower operands is
-    added a piece of the vocabulary at a time. Products that a GEMM rounds to the dtype of the
-    gradient are summed in it while there are no more than two: a wider sum would be no more exact.
+    It is accumulated in float32 (float64 for float64), by the GEMMs themselves where they can keep
+    their sums; else a product of narrower operands is added to it a piece of the vocabulary at a
+    time. Where a wider sum would be no more exact it is made in the dtype of the gradient: that of
+    one GEMM, and of two whose products are rounded to it anyway.
     """
 
     def __init__(self, weight: Tensor, vocab: int, precision: Precision, chunks: int) -> None:
         operand = precision.operand
         wide = torch.float64 if operand == torch.float64 else torch.float32
         self._dtype, self._vocab = gradient_dtype(weight.dtype), vocab
-        product = wide if _keeps_accumulator(weight.device) else operand
-        in_place = product == self._dtype and chunks <= 2
-        self._sum = fresh(weight, *weight.shape, dtype=product if in_place else wide)
+        self._keeps = operand != wide and _keeps_accumulator(weight.device)
+        narrow = operand == self._dtype and chunks <= (1 if self._keeps else 2)
+        self._sum = fresh(weight, *weight.shape, dtype=operand if narrow else wide)
         self._sum[vocab:].zero_()
         self._empty = True  # the first chunk is written, which saves a pass over fresh memory
         self._product: Tensor | None = None
-        if self._sum.dtype != operand:
+        if self._sum.dtype != operand and not self._keeps:
             most = _PRODUCT_BYTES[weight.device.type] // (wide.itemsize * weight.shape[1])
             height = min(vocab, max(1, most))
-            self._product = fresh(weight, height, weight.shape[1], dtype=product)
+            self._product = fresh(weight, height, weight.shape[1], dtype=operand)
 
     def add(self, grad_logits: Tensor, hidden: Tensor) -> None:
         real, first = self._sum[: self._vocab], self._empty
         self._empty = False
         if self._product is None:
-            torch.addmm(real, grad_logits.t(), hidden, beta=0 if first else 1, out=real)
+            _addmm(real, grad_logits.t(), hidden, beta=0 if first else 1)
             return
         height = self._product.shape[0]
         for total, columns in zip(real.split(height), grad_logits.split(height, 1), strict=True):
-            product = _mm(columns.t(), hidden, self._product[: total.shape[0]])
+            product = torch.mm(columns.t(), hidden, out=self._product[: total.shape[0]])
             if first:
                 total.copy_(product)
             else:
@@ -185,6 +186,14 @@ class WeightGradient:
         if self._sum.dtype == self._dtype:
             return self._sum
         return fresh(self._sum, *self._sum.shape, dtype=self._dtype).copy_(self._sum)
+
+
+def _addmm(total: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
+    """total = beta * total + a @ b, whose sums are not rounded to a narrower dtype than total's."""
+    if total.dtype == a.dtype:
+        torch.addmm(total, a, b, beta=beta, out=total)
+    else:
+        torch.addmm(total, a, b, out_dtype=total.dtype, beta=beta, out=total)
 
 
 def _mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
