@@ -7,6 +7,7 @@ stages    what there is to do, and how long it may take
 process   a stage in a process of its own, with a time limit
 results   what the stages said: to a JSON file and to tables
 worker    the process of a stage, which runs the module of its name:
-          build, wheels, tests, ceilings, rows, linear, accuracy, repeats
+          build, wheels, tests, sanitizers, ceilings, rows, accuracy, repeats, linear
+small     every kernel once on few tokens, for the sanitizers
 device    time and memory of a run, on the GPU or the CPU
 """

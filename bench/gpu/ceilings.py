@@ -43,6 +43,8 @@ def run(context: Context) -> None:
     """Copies, then the GEMMs of each shape, for the rows of a chunk and for all of them."""
     measure_copy(context)
     for shape, case in shapes(dry_run=context.dry_run).items():
+        if case.has_list:
+            continue
         plan = plan_chunks(
             case.rows, case.vocab, case.student_width, case.dtype, context.device.torch,
             teacher_is_made=True,

@@ -13,6 +13,7 @@ from .process import Outcome, Record
 TABLES: dict[str, tuple[str, ...]] = {
     "wheel": ("wheel", "note"),
     "tests": ("summary",),
+    "sanitizer": ("tool", "summary"),
     "copy": ("bytes", "ms", "gb_per_s"),
     "gemm": ("shape", "gemm", "rows", "ms", "tflop_per_s"),
     "rows": ("kind", "dtype", "vocab", "ms", "gb_per_s", "best", "best_gb_per_s"),

@@ -23,8 +23,8 @@ from .worker import Context
 VOCABS = (32000, 128256, 151936, 256000)
 KINDS = ("logits", "top_k")
 DTYPES = (torch.bfloat16, torch.float32)
-CLUSTERS = (1, 2, 4, 8)
-THREADS = (64, 128, 256, 512)
+CLUSTERS = (1, 2, 4, 6, 8, 9, 12, 16)
+THREADS = (128, 192, 256)
 ELEMENTS = 1 << 28
 """Of one tensor of logits: many times the L2 cache."""
 LISTED = 64
@@ -91,7 +91,7 @@ def sweep(context: Context, case: Case, runner: Run) -> dict[str, Any]:
         columns: dict[str, Any] = {"case": case.name, "cluster": cluster, "threads": threads}
         try:
             with forced(cluster, threads):
-                timing = context.device.time(runner, seconds=0.02, most=20)
+                timing = context.device.time(runner, seconds=0.015, most=10)
         except RuntimeError as error:
             forget_error(context.device)
             context.emit("sweep", **columns, note=str(error).partition("\n")[0])

@@ -27,11 +27,12 @@ STAGES = (
     Stage("build", 120),
     Stage("wheels", 20),
     Stage("tests", 120),
-    Stage("ceilings", 30),
-    Stage("rows", 70),
-    Stage("linear", 120),
-    Stage("accuracy", 35),
-    Stage("repeats", 25),
+    Stage("sanitizers", 60),
+    Stage("ceilings", 20),
+    Stage("rows", 50),
+    Stage("accuracy", 30),
+    Stage("repeats", 20),
+    Stage("linear", 100),
 )
 """In their order. Their limits, so the whole run, add up to nine minutes."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import subprocess
 import sys
 
@@ -9,11 +11,14 @@ from .stages import ROOT
 from .worker import Context
 
 _NONE_COLLECTED = 5  # exit status of pytest
+_MOST_PROCESSES = 12
 
 
 def run(context: Context) -> None:
     """Fails as pytest does; a dry run only looks into the files that are all about CUDA."""
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(_MOST_PROCESSES, os.cpu_count() or 1))]
     if context.dry_run:
         files = sorted(str(path) for path in (ROOT / "tests").glob("test_cuda*.py"))
         command += ["--collect-only", *files]

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from .device import Device
-from .stages import NAMES
+from .stages import NAMES, ROOT
 
-_WITHOUT_FASTDISTILL = ("build", "wheels", "tests")
+_WITHOUT_FASTDISTILL = ("build", "wheels", "tests", "sanitizers")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ def _emitter(path: Path) -> Callable[..., None]:
     return emit
 
 
+def _from_root(path: Path) -> str:
+    """Nothing that only this machine has, if the path is within the checkout."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
 def _facts(stage: str, device: Device) -> dict[str, str]:
     """Device and software that the numbers depend on."""
     facts = device.describe() | {"torch": torch.__version__}
@@ -51,7 +56,7 @@ def _facts(stage: str, device: Device) -> dict[str, str]:
         | facts
         | {
             "cuda backend": fd._C.CUDA or "none",
-            "imported from": str(Path(fd.__file__).parent),
+            "imported from": _from_root(Path(fd.__file__).parent),
         }
     )
 
