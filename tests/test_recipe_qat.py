@@ -149,7 +149,12 @@ def assert_right_where_rounded_logits_are_not(rows: list[dict[str, float]]) -> N
         assert row["bfloat16"] == pytest.approx(row["bfloat16_reference"], rel=1e-3)
     last = rows[-1]
     assert last["rounded_logits"] > 2 * last["bfloat16_reference"]
-    assert last["rounded_log_probabilities"] > 2 * last["bfloat16_reference"]
+    # Rounded log-probabilities err in either direction, by chance only a little.
+    ours, rounded = (
+        abs(last[name] - last["bfloat16_reference"])
+        for name in ("bfloat16", "rounded_log_probabilities")
+    )
+    assert rounded > 10 * ours
 
 
 def test_small_kls_are_right(model: LlamaForCausalLM, ids: torch.Tensor) -> None:
