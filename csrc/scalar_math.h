@@ -169,7 +169,12 @@ FD_CALL double log(double x) { return ::log(x); }
 FD_CALL double tanh(double x) { return ::tanh(x); }
 FD_CALL double log1p(double x) { return ::log1p(x); }
 #else
+#if defined(FD_CUDA_ON_CPU)
+/// Of an argument that is too large, as on a GPU: infinity.
+FD_INLINE float exp(float x) { return x > 88.0f ? __builtin_inff() : detail::exp(x); }
+#else
 FD_INLINE float exp(float x) { return detail::exp(x); }
+#endif
 FD_INLINE float log(float x) { return detail::log(x); }
 FD_INLINE float tanh(float x) { return detail::tanh(x); }
 FD_INLINE double exp(double x) { return __builtin_exp(x); }

@@ -7,39 +7,21 @@
 
 namespace fastdistill {
 
-/// sum exp(x - level) over a row that is seen chunk by chunk, and with the same weights the moment
-/// of what is summed beside them.
-///
-/// The level is a maximum of some chunk. A chunk may be summed from it as it is, without a look for
-/// larger elements, if the sum then has_room; else the level is raised first.
+/// A running softmax whose chunks may be summed from its level as it is, without a look for larger
+/// elements, if the sum then has_room; else the level is raised first.
 template <class S>
-struct RunningSoftmax {
-  S level = S(-__builtin_inf()), sum = S(0), moment = S(0);
+struct RunningSoftmax : OnlineSoftmax<S> {
+  using OnlineSoftmax<S>::max, OnlineSoftmax<S>::add, OnlineSoftmax<S>::raise;
 
   /// Whether a chunk's sum, or what it is added to, is far from overflow; not for NaN, which is
   /// also what comes of a level that has not been raised yet.
   static FD_DEVICE bool has_room(S chunk_sum) { return chunk_sum < S(1 << 20); }
 
-  /// Takes a chunk's maximum in; returns the level from which the chunk's exps are to be taken.
-  FD_DEVICE S raise(S chunk_max) {
-    if (chunk_max > level) {
-      const S shrink = exp(level - chunk_max);
-      sum *= shrink;
-      moment = weighted(shrink, moment);  // an infinite moment of weight zero vanishes
-      level = chunk_max;
-    }
-    return level_of(level);
-  }
-  FD_DEVICE void add(S more, S more_moment = S(0)) {
-    sum += more;  // a NaN stays
-    moment += more_moment;
-  }
-
   /// Adds a chunk without moments.
   template <int n>
   FD_DEVICE void add_exps(const S (&y)[n], S factor) {
     S chunk_sum(0);
-    FD_UNROLL for (int j = 0; j < n; ++j) chunk_sum += exp(fused(y[j], factor, -level));
+    FD_UNROLL for (int j = 0; j < n; ++j) chunk_sum += exp(fused(y[j], factor, -max));
     if (has_room(chunk_sum)) return add(chunk_sum);
     const S from = raise(max_of(y) * factor);
     FD_UNROLL for (int j = 0; j < n; ++j) add(exp(fused(y[j], factor, -from)));
@@ -123,7 +105,7 @@ struct MergeSoftmaxes {
 template <class S, int count, int size>
 FD_DEVICE void write_levels(const RunningSoftmax<S> (&parts)[count], double (&values)[size]) {
   FD_UNROLL for (int k = 0; k < count; ++k) {
-    values[3 * k] = static_cast<double>(parts[k].level);
+    values[3 * k] = static_cast<double>(parts[k].max);
     values[3 * k + 1] = static_cast<double>(parts[k].sum);
     values[3 * k + 2] = static_cast<double>(parts[k].moment);
   }

@@ -65,7 +65,7 @@ FD_DEVICE Statistics sweep_moments(const Reader& reader, Reducer& reducer, doubl
   const S by_hard = by.student * S(temperature);
   reader.for_each_chunk([&](int, const auto& y) {
     ChunkSums<D, S> sums;
-    sums.template add<false>(y, by, student.level, teacher.level);
+    sums.template add<false>(y, by, student.max, teacher.max);
     if (!sums.has_room()) {
       sums = ChunkSums<D, S>();
       const S level_s = student.raise(max_of(y.student) * by.student);

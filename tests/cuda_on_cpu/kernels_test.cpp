@@ -120,6 +120,39 @@ void check_huge_logits(const Backend& backend) {
   }
 }
 
+/// Logits that rise from chunk to chunk, beyond what an exp from the first one's level can be: the
+/// gradient of the cross entropy is the softmax.
+void check_rising_logits(const Backend& backend) {
+  constexpr int64_t kVocab = 2085;
+  std::vector<float> logits, gradient(kVocab);
+  for (int64_t v = 0; v < kVocab; ++v) logits.push_back(0.2f * static_cast<float>(v));
+  const int64_t label = 0;
+  const double upstream[] = {0.0, 1.0};
+  double soft = 0.0, hard = 0.0;
+  RowProblem problem;
+  problem.mode = Mode::kFused;
+  problem.rows = 1;
+  problem.vocab = problem.gradient_width = kVocab;
+  problem.student = problem.teacher = {logits.data(), kVocab + 3, DType::kFloat32, 1.0, 0.0};
+  problem.gradient = {gradient.data(), kVocab + 3, DType::kFloat32, 1.0, 0.0};
+  problem.labels = &label;
+  problem.soft = &soft;
+  problem.hard = &hard;
+  problem.grad_soft = &upstream[0];
+  problem.grad_hard = &upstream[1];
+  backend.run(problem, 0);
+  const Reals exact(logits.begin(), logits.end());
+  const Real lse = log_sum_exp(exact);
+  for (int64_t v = 0; v < kVocab; ++v) {
+    const auto at = static_cast<size_t>(v);
+    const Real want = std::exp(exact[at] - lse) - (v == label ? 1 : 0);
+    ++comparisons;
+    if (std::fabs(gradient[at] - want) <= 2e-6L || ++failures > 20) continue;
+    std::printf("rising logits, %s: gradient[%d] is %g\n", backend.name.c_str(),
+                static_cast<int>(v), static_cast<double>(gradient[at]));
+  }
+}
+
 /// What is chosen for problems of all sizes can be launched and leaves no column out.
 void check_shapes() {
   Limits limits;
@@ -178,6 +211,7 @@ int main() {
   check_shapes();
   for (const Backend& backend : backends) {
     check_huge_logits(backend);
+    check_rising_logits(backend);
     for (const Tail tail : {Tail::kBucket, Tail::kRenormalize, Tail::kZero, Tail::kUniform}) {
       check_wrong_data("id too large", tail, {0, 40, 5}, 2, backend);
       check_wrong_data("id too small", tail, {0, -7, 5}, 2, backend);
