@@ -54,7 +54,7 @@ def plan_chunks(
     if chunk_size is None:
         fitting = int(_budget(device) / (vocab * logits.itemsize))
         most = fitting - _piece_beside(fitting, device) if teacher_is_made else fitting
-        chunk = max(1, min(rows, _whole(most, device)))
+        chunk = _at_most(rows, most, device)
         if device.type == "cuda" and chunk < rows:
             processors = torch.cuda.get_device_properties(device).multi_processor_count
             chunk = fewest_waves(rows, chunk, width, processors)
@@ -81,7 +81,11 @@ def _piece_of(chunk: int, device: torch.device) -> int:
 
 def rows_that_fit(rows: int, bytes_per_row: float, device: torch.device) -> int:
     """How many of the rows fit into the budget: at least one, and a good multiple if possible."""
-    return max(1, min(rows, _whole(int(_budget(device) / bytes_per_row), device)))
+    return _at_most(rows, int(_budget(device) / bytes_per_row), device)
+
+
+def _at_most(rows: int, most: int, device: torch.device) -> int:
+    return max(1, min(rows, _whole(most, device)))
 
 
 def evenly(rows: int, most: int, multiple: int) -> int:
