@@ -25,8 +25,7 @@ _ERRORS = ("value_error", "gradient_error")
 def is_right(ours: Iterable[float], torchs: Iterable[float], dtype: torch.dtype) -> bool:
     """Wrong is what is above the tolerance of the dtype and above twice the error of torch.
 
-    The second matters where a gradient jumps, at p = q: rounded logits are on either side of it,
-    by chance. So it is torch's worst error over all kinds of input that counts.
+    The second matters where a gradient jumps, at p = q: rounded logits are on either side of it.
     """
     tolerance = check.TOLERANCE[dtype]
     return all(own <= max(tolerance, 2 * other) for own, other in zip(ours, torchs, strict=True))
@@ -37,11 +36,10 @@ def _logits(context: Context, divergence: fd.Divergence, dtype: torch.dtype) -> 
     device, vocab = context.device.torch, 500 if context.dry_run else 32000
     pairs = [tuple(logits.to(device) for logits in regime(vocab)) for regime in REGIMES.values()]
     by_loss = [[worst(loss, divergence, dtype, pair) for pair in pairs] for loss in LOSSES]
-    (value, gradient), torchs = (
+    right = [is_right(ours, torchs, dtype) for ours, torchs in zip(*by_loss, strict=True)]
+    (value, gradient), (torch_value, torch_gradient) = (
         [max(column) for column in zip(*errors, strict=True)] for errors in by_loss
     )
-    torch_value, torch_gradient = torchs
-    right = [is_right(ours, torchs, dtype) for ours in by_loss[0]]
     return {
         "value_error": value,
         "gradient_error": gradient,

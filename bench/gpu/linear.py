@@ -14,6 +14,7 @@ from ..inputs import Inputs, build_inputs
 from ..packages import PACKAGES
 from ..provider import OURS, Provider
 from ..providers import find
+from .rows import LISTED
 from .worker import Context
 
 _HEADS = {  # rows, vocabulary, hidden sizes of student and teacher
@@ -22,14 +23,13 @@ _HEADS = {  # rows, vocabulary, hidden sizes of student and teacher
     "Qwen": (4096, 151936, 896, 3584),
 }
 _TINY = {"tiny": (16, 500, 16, 24)}
-_LISTED = 64
 
 
 def _case(kind: Kind, rows: int, vocab: int, student: int, teacher: int) -> Case:
     has_list = kind == "linear_top_k"
     return Case(
         kind, rows, vocab, torch.bfloat16, student_width=student,
-        teacher_width=0 if has_list else teacher, listed=_LISTED if has_list else 0,
+        teacher_width=0 if has_list else teacher, listed=LISTED if has_list else 0,
     )  # fmt: skip
 
 
