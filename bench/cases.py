@@ -19,9 +19,9 @@ PARAMETERS = {fd.Renyi: (0.5,), fd.AlphaBeta: (0.5, 0.5)}
 DIVERGENCES = tuple(cls(*PARAMETERS.get(cls, ())) for cls in fd.divergences.ALL)
 """One of each class, with its default parameters where it has them."""
 
-Kind = Literal["logits", "top_k", "linear", "linear_top_k", "linear_labels"]
-"""The student's logits, given or made by a head, and a teacher of the same form, one that lists its
-most likely tokens, or none but the hard labels."""
+Kind = Literal["logits", "top_k", "linear", "linear_logits", "linear_top_k", "linear_labels"]
+"""The student's logits, given or made by a head, and a teacher of the same form, one whose logits
+are given, one that lists its most likely tokens, or none but the hard labels."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Case:
     listed: int = 0  # K, where the teacher is a list
     backward: bool = True  # whether the gradients are made too
     half_masked: bool = False  # every other quarter of the tokens does not count
+    frozen: bool = False  # the student's head is not trained: no gradient by its weight
     text: bool = False  # hidden states and heads of real models on real text, linear only
     chunk_size: int | None = None  # rows per chunk of ours; None: its own choice
     timed: bool = True
@@ -63,7 +64,7 @@ class Case:
     @property
     def has_dense_teacher(self) -> bool:
         """Whether the teacher has a logit for each token of the vocabulary."""
-        return self.kind in ("logits", "linear")
+        return self.kind in ("logits", "linear", "linear_logits")
 
     @property
     def distinct(self) -> int:
@@ -87,6 +88,7 @@ class Case:
         """Everything that is not the usual pass on normal numbers; empty where all is."""
         parts = {
             "half_masked": self.half_masked,
+            "frozen": self.frozen,
             "text": self.text,
             "forward_only": not self.backward,
         }
@@ -121,10 +123,10 @@ class Case:
         weight = self.vocab * self.student_width if self.has_head else 0
         elements = self.counted * own + weight
         if self.backward:
-            elements += self.rows * own + weight
+            elements += self.rows * own + (0 if self.frozen else weight)
         if self.kind == "linear":
             elements += (self.counted + self.vocab) * self.teacher_width
-        elif self.kind == "logits":
+        elif self.has_dense_teacher:
             elements += self.counted * self.vocab
         listed = {"top_k": self.listed * (8 + 4), "labels": 8}  # int64 ids, float32 log-probability
         lists = sum(size for end, size in listed.items() if self.kind.endswith(end))
@@ -140,7 +142,7 @@ class Case:
         """Summed widths of the GEMMs: logits, gradient by hidden, gradient by weight."""
         teacher = self.teacher_width if self.kind == "linear" else 0
         gradient = self.student_width if self.backward else 0
-        return self.student_width + teacher, gradient, gradient
+        return self.student_width + teacher, gradient, 0 if self.frozen else gradient
 
     @property
     def flops(self) -> int:

@@ -92,7 +92,8 @@ def truth(case: Case, inputs: Inputs) -> Truth:
     if not case.has_head:
         return Truth(loss.detach(), share * grad_logits, None)
     by_hidden = share * _by_hidden(grad_logits, weights[0])
-    return Truth(loss.detach(), by_hidden, (grad_logits, first.double()))
+    by_weight = None if case.frozen else (grad_logits, first.double())
+    return Truth(loss.detach(), by_hidden, by_weight)
 
 
 # ---- errors -----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ _POOL = (1 << 24) - 3
 class Inputs:
     """The arguments of a loss."""
 
-    leaves: dict[str, Tensor]  # what wants a gradient, by its argument's name; rows come first
+    leaves: dict[str, Tensor]  # the student, by the arguments' names; rows come first
     teacher: Teacher
     tokens: dict[str, Tensor] = field(default_factory=dict)  # labels and mask, where there are any
     shared: dict[tuple[torch.dtype, torch.dtype], Any] = field(
@@ -62,7 +62,7 @@ def _listing(log_p: Tensor, listed: int, repeats: int) -> fd.TopKTeacher:
 
 def _teacher(case: Case, normal: _Normal, repeats: int) -> tuple[Teacher, Tensor | None]:
     """A teacher whose logits have deviation 3; labels where they are all that there is to learn."""
-    if case.kind == "logits":
+    if case.kind in ("logits", "linear_logits"):
         return fd.TeacherLogits(normal.rows(repeats, case.vocab, 3.0)), None
     if case.kind == "linear":
         hidden = normal.rows(repeats, case.teacher_width, 1.0)
@@ -102,7 +102,10 @@ def build_inputs(case: Case, device: torch.device = CPU) -> Inputs:
         leaves = _student(case, normal, repeats)
         teacher, tokens["labels"] = _teacher(case, normal, repeats)
     return Inputs(
-        {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()},
+        {
+            name: leaf.detach().requires_grad_(not (case.frozen and name == "student_weight"))
+            for name, leaf in leaves.items()
+        },
         teacher,
         {name: tensor.to(device) for name, tensor in tokens.items() if tensor is not None},
     )

@@ -16,7 +16,8 @@ from .cases import Case
 from .inputs import Inputs
 
 Result = tuple[Tensor, ...]
-"""The loss, then, where the case has a backward, the gradient by each leaf; a limit has no loss."""
+"""The loss, then, where the case has a backward, the gradient by each leaf that wants one; a limit
+has no loss."""
 
 Runner = Callable[[], Result]
 """One pass of a case; gradients go to memory that is fresh each time, as in training."""
@@ -30,6 +31,7 @@ Build = Callable[[Case, Inputs], Runner]
 def make_runner(case: Case, inputs: Inputs, loss: Loss) -> Runner:
     """Forward, and backward where the case has one, of a loss."""
     leaves = tuple(inputs.leaves.values())
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
 
     def forward() -> Result:
         with torch.no_grad():
@@ -37,7 +39,7 @@ def make_runner(case: Case, inputs: Inputs, loss: Loss) -> Runner:
 
     def both() -> Result:
         value = loss(*leaves, inputs.teacher, **inputs.tokens)
-        return value.detach(), *torch.autograd.grad(value, leaves)
+        return value.detach(), *torch.autograd.grad(value, wanted)
 
     return both if case.backward else forward
 

@@ -48,6 +48,8 @@ def after_heads(formula: Loss) -> Loss:
         rows = slice(None) if mask is None else mask
         if isinstance(teacher, fd.TeacherHead):
             teacher = fd.TeacherLogits(F.linear(teacher.hidden[rows], teacher.weight))
+        elif isinstance(teacher, fd.TeacherLogits):
+            teacher = fd.TeacherLogits(teacher.logits[rows])
         return formula(F.linear(hidden[rows], weight), teacher)
 
     return loss

@@ -25,6 +25,8 @@ TINY = (
     cases.Case(
         "linear", 64, 300, torch.float32, student_width=16, teacher_width=8, half_masked=True
     ),
+    cases.Case("linear_logits", 64, 300, torch.float32, student_width=16, half_masked=True),
+    cases.Case("linear_logits", 16, 300, torch.bfloat16, student_width=16, frozen=True),
     cases.Case("linear_top_k", 16, 300, torch.float32, student_width=16, listed=7),
     cases.Case("linear_labels", 16, 300, torch.bfloat16, student_width=16),
     cases.Case("logits", 16, 500, torch.float32, backward=False),

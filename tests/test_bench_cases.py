@@ -90,6 +90,21 @@ def test_work_of_a_forward_alone():
     assert listed.bytes == 4 * (case.rows + case.vocab) * 16 + case.rows * 7 * 12
 
 
+def test_work_of_a_head_that_is_frozen_and_of_a_teacher_whose_logits_are_given():
+    case = head()
+    tokens = case.rows * case.vocab
+    frozen = replace(case, frozen=True)
+    assert frozen.name == f"{case.name}-frozen"
+    assert frozen.flops == case.flops - 2 * tokens * 16
+    assert frozen.bytes == case.bytes - 4 * case.vocab * 16
+    gradients = OURS.build(frozen, build_inputs(frozen))()[1:]
+    assert [tuple(gradient.shape) for gradient in gradients] == [(case.rows, 16)]
+    given = replace(case, kind="linear_logits", teacher_width=0)
+    assert given.flops == case.flops - 2 * tokens * 8
+    assert given.exps == case.exps
+    assert given.bytes == case.bytes - 4 * (case.rows + case.vocab) * 8 + 4 * tokens
+
+
 def test_gemms_are_those_of_the_counted_rows(monkeypatch):
     case = replace(head(half_masked=True), student_width=64, teacher_width=32)
     monkeypatch.setattr(gemms, "_gemm_rates", lambda dtype: (1.0, 1.0, 1.0))

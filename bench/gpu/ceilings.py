@@ -11,7 +11,7 @@ from fastdistill._chunks import plan_chunks
 
 from ..cases import Case
 from .device import Device, Run
-from .linear import shapes
+from .linear import heads
 from .worker import Context
 
 _COPIED_BYTES = 2 << 30
@@ -42,9 +42,7 @@ def head_gemms(case: Case, rows: int, device: Device) -> Iterator[tuple[str, Run
 def run(context: Context) -> None:
     """Copies, then the GEMMs of each shape, for the rows of a chunk and for all of them."""
     measure_copy(context)
-    for shape, case in shapes(dry_run=context.dry_run).items():
-        if case.has_list:
-            continue
+    for shape, case in heads(dry_run=context.dry_run).items():
         plan = plan_chunks(
             case.rows, case.vocab, case.student_width, case.dtype, context.device.torch,
             teacher_is_made=True,

@@ -44,6 +44,11 @@ class Device:
             "CUDA of torch": str(torch.version.cuda),
         }
 
+    @property
+    def multiprocessors(self) -> int:
+        """Of the GPU; one where a dry run has none."""
+        return torch.cuda.get_device_properties(0).multi_processor_count if self.is_gpu else 1
+
     def synchronize(self) -> None:
         """Wait for all that was queued."""
         if self.is_gpu:

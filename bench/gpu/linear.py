@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import check
-from ..cases import Case, Kind
+from ..cases import Case
 from ..gemms import GEMMS
 from ..inputs import Inputs, build_inputs
 from ..packages import PACKAGES
@@ -25,23 +25,27 @@ _HEADS = {  # rows, vocabulary, hidden sizes of student and teacher
 _TINY = {"tiny": (16, 500, 16, 24)}
 
 
-def _case(kind: Kind, rows: int, vocab: int, student: int, teacher: int) -> Case:
-    has_list = kind == "linear_top_k"
-    return Case(
-        kind, rows, vocab, torch.bfloat16, student_width=student,
-        teacher_width=0 if has_list else teacher, listed=LISTED if has_list else 0,
-    )  # fmt: skip
+def heads(*, dry_run: bool) -> dict[str, Case]:
+    """The heads that are measured, by the family of models that has such a head."""
+    return {
+        name: Case(
+            "linear", rows, vocab, torch.bfloat16, student_width=student, teacher_width=teacher
+        )
+        for name, (rows, vocab, student, teacher) in (_TINY if dry_run else _HEADS).items()
+    }
 
 
 def shapes(*, dry_run: bool) -> dict[str, Case]:
-    """The heads that are measured, by the family of models that has such a head.
-
-    The first one also with a list of tokens for a teacher.
-    """
-    heads = _TINY if dry_run else _HEADS
-    cases = {name: _case("linear", *sizes) for name, sizes in heads.items()}
-    first = next(iter(heads))
-    return {**cases, f"{first}, top-k": _case("linear_top_k", *heads[first])}
+    """All heads, then the first one with other teachers, and with a weight that is not trained."""
+    cases = heads(dry_run=dry_run)
+    name, first = next(iter(cases.items()))
+    given = replace(first, kind="linear_logits", teacher_width=0)
+    return {
+        **cases,
+        f"{name}, teacher logits": given,
+        f"{name}, top-k": replace(given, kind="linear_top_k", listed=LISTED),
+        f"{name}, frozen": replace(first, frozen=True),
+    }
 
 
 PROVIDERS = (

@@ -19,6 +19,9 @@ TABLES: dict[str, tuple[str, ...]] = {
     "rows": ("kind", "dtype", "vocab", "ms", "gb_per_s", "best", "best_gb_per_s"),
     "divergences": ("divergence", "logits_gb_per_s", "top_k_gb_per_s"),
     "linear": ("shape", "provider", "ms", "ratio_to_ours", "tflop_per_s", "peak_mb", "note"),
+    "hidden_gradient": ("shape", "rows", "waves", "ms", "tflop_per_s"),
+    "weight_gradient": ("shape", "rows", "sum", "ms", "tflop_per_s"),
+    "budget": ("shape", "mib", "chunk", "piece", "ms", "peak_mb"),
     "accuracy": ("input", "dtype", "value_error", "gradient_error", "wrong"),
     "repeats": ("runs", "combinations", "different"),
 }

@@ -24,7 +24,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("build", 120),
+    Stage("build", 90),
     Stage("wheels", 20),
     Stage("tests", 120),
     Stage("sanitizers", 60),
@@ -32,6 +32,7 @@ STAGES = (
     Stage("rows", 50),
     Stage("accuracy", 30),
     Stage("repeats", 20),
+    Stage("chunks", 30),
     Stage("linear", 100),
 )
 """In their order. Their limits, so the whole run, add up to nine minutes."""

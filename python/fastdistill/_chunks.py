@@ -103,13 +103,14 @@ def fewest_waves(rows: int, most: int, width: int, processors: int) -> int:
 
     def waves(chunk: int) -> int:
         whole, rest = divmod(rows, chunk)
-        return whole * _waves(chunk, width, processors) + _waves(rest, width, processors)
+        return whole * waves_of(chunk, width, processors) + waves_of(rest, width, processors)
 
     candidates = range(most, most // 2, -_TILE_ROWS)
     return min(candidates, key=waves)
 
 
-def _waves(rows: int, width: int, processors: int) -> int:
+def waves_of(rows: int, width: int, processors: int) -> int:
+    """How often ``processors`` must make a tile each until a (rows, width) result is complete."""
     tiles = -(-rows // _TILE_ROWS) * -(-width // _TILE_COLUMNS)
     return -(-tiles // processors)
 
