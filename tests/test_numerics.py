@@ -95,11 +95,25 @@ def test_level_of_the_logits_costs_no_digits(divergence, shift, gap, isa):
 
 @pytest.mark.parametrize("side", ["student", "teacher", "both"])
 def test_level_that_rises_by_more_than_an_exp_can_hold(divergence, side, isa):
-    """From the first tile of a row to the second; a third is not whole."""
+    """From the first tile of a row to the second; a third is not whole. The other does not rise."""
     logits = {"student": randn(2, 1100, seed=1), "teacher": randn(2, 1100, seed=2)}
+    for own in logits.values():
+        own[:, 7] = 5.0
     for name in logits if side == "both" else [side]:
         logits[name][:, :512] -= 200.0
     close(rows(*logits.values(), divergence), true_rows(*logits.values(), divergence))
+
+
+@pytest.mark.parametrize("start", [0, 512, 1024])
+def test_a_tile_of_impossible_tokens_changes_nothing(divergence, start, isa):
+    logits = [randn(2, 1100, seed=s, scale=2.0) for s in (1, 2)]
+    end = start + 512
+    expected = true_rows(*(torch.cat([x[:, :start], x[:, end:]], -1) for x in logits), divergence)
+    for x in logits:
+        x[:, start:end] = -INF
+    value, gradient = rows(*logits, divergence)
+    close((value, torch.cat([gradient[:, :start], gradient[:, end:]], -1)), expected)
+    assert torch.equal(gradient[:, start:end], torch.zeros_like(gradient[:, start:end]))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.5])

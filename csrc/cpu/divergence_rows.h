@@ -47,7 +47,11 @@ Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row,
   OnlineSoftmax<double> hard, powers[3];
   const bool own_hard = problem.labels != nullptr && problem.temperature != 1.0;
   int64_t taken = 0;
-  if (D::kPowers == 0 && !own_hard) taken = sides.take_stored(problem, index, tile, keep);
+  if (D::kPowers == 0 && !own_hard) {
+    taken = sides.take_stored(problem, index, tile, keep, [&](int64_t start) {
+      return row.load(row.source, start, kTile, tile);
+    });
+  }
   row.for_each_tile_from(taken, tile, [&](int64_t start, int64_t n, TilePair tile_max) {
     sides.take_loaded(start, n, tile_max, tile, keep);
     if (own_hard) push_hard(hard, tile, n, tile_max.student, problem.temperature);
@@ -186,6 +190,23 @@ double measure(const D& divergence, const RowReader<S>& row, const RowProblem& p
   return max(sums.value, 0.0);
 }
 
+/// weight (q - p) from kept exps: the gradient of a divergence whose slope is the gap.
+template <class S>
+struct KeptGap {
+  using A = Arithmetic<S>;
+  using V = typename A::Value;
+  const S *q, *p;
+  V scale_q, scale_p;
+  FD_INLINE KeptGap(const KeptExps<S>& kept, double weight, int64_t start)
+      : q(kept.student + start),
+        p(kept.teacher + start),
+        scale_q(weight * kept.level[start / kTile].student),
+        scale_p(weight * kept.level[start / kTile].teacher) {}
+  FD_INLINE V operator()(int64_t i) const {
+    return rounded(A::load_from(q + i) * scale_q) - rounded(A::load_from(p + i) * scale_p);
+  }
+};
+
 /// tile.gradient = weight dD/dx for a loaded tile.
 template <bool kKept, class D, class S>
 FD_INLINE void divergence_gradient(const D& divergence, const RowStats& stats, double weight,
@@ -194,13 +215,8 @@ FD_INLINE void divergence_gradient(const D& divergence, const RowStats& stats, d
   using V = typename Arithmetic<S>::Value;
   using A = Arithmetic<S>;
   if constexpr (kKept && D::kSlopeIsGap) {
-    const TilePair factor = kept.level[start / kTile];
-    const V scale_p(weight * factor.teacher), scale_q(weight * factor.student);
-    for_each_vector<S>(n, [&](int64_t i) {
-      const V p = rounded(A::load_from(kept.teacher + start + i) * scale_p);
-      const V q = rounded(A::load_from(kept.student + start + i) * scale_q);
-      store(tile.gradient + i, q - p);
-    });
+    const KeptGap<S> gap(kept, weight, start);
+    for_each_vector<S>(n, [&](int64_t i) { store(tile.gradient + i, gap(i)); });
   } else if constexpr (kKept && kSumsApart<D, S>) {
     const double own = divergence.student_weight();
     const V scale_q(weight * own * kept.level[start / kTile].student), mean(stats.slope / own);

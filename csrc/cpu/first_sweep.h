@@ -40,8 +40,8 @@ struct FirstSweep {
   /// Takes a tile that is loaded.
   void take_loaded(int64_t start, int64_t n, TilePair tile_max, const Tile<S>& tile,
                    const KeptExps<S>& keep) {
-    const TilePair level = raise(tile_max);
-    TileSums sums(level);
+    const TilePair level{student.raise(tile_max.student), teacher.raise(tile_max.teacher)};
+    TileSums<true> sums(level);
     V q, p;
     const auto add_at = [&](int64_t i) {
       sums.add(A::load_from(tile.student + i), A::load_from(tile.teacher + i), q, p);
@@ -59,24 +59,32 @@ struct FirstSweep {
     add(sums);
   }
 
-  /// Takes the whole tiles of a row straight from memory, where they are stored in a way that
-  /// allows it; returns the number of tokens taken.
+  /// Takes the whole tiles of a row, most of them straight from memory, where they are stored in a
+  /// way that allows it; returns the number of tokens taken. Those that would raise a level, or
+  /// have an infinite term of weight zero, are loaded by load(start).
+  template <class Load>
   int64_t take_stored(const RowProblem& problem, int64_t index, Tile<S>& tile,
-                      const KeptExps<S>& keep) {
-    const int64_t tiles = problem.vocab / kTile;
+                      const KeptExps<S>& keep, Load load) {
+    const int64_t size = problem.vocab / kTile * kTile;
     const bool taken = visit_scaled<S>(problem.student, problem.teacher, problem.temperature, index,
                                        [&](auto x_s, auto x_t) {
-                                         for (int64_t j = 0; j < tiles; ++j)
-                                           take_stored_tile(j, x_s, x_t, tile, keep);
+                                         for (int64_t start = 0; start < size; start += kTile) {
+                                           if (!take_stored_tile(start, x_s, x_t, tile, keep)) {
+                                             take_loaded(start, kTile, load(start), tile, keep);
+                                           }
+                                         }
                                        });
-    return taken ? tiles * kTile : 0;
+    return taken ? size : 0;
   }
 
  private:
-  /// Sums over a tile, the exps taken from levels.
+  /// Sums over a tile, the exps taken from levels. kWithCare: a term of weight zero vanishes. Else
+  /// an infinite one makes a NaN, and the highest element above its level is found.
+  template <bool kWithCare>
   struct TileSums {
     V student_level, teacher_level;
     V student{0.0}, teacher{0.0}, student_moment{0.0}, teacher_moment{0.0};
+    V highest{-__builtin_inf()};
     FD_INLINE explicit TileSums(TilePair level)
         : student_level(level.student), teacher_level(level.teacher) {}
 
@@ -84,52 +92,45 @@ struct FirstSweep {
     /// through memory.
     FD_INLINE void add(V x_s, V x_t, V& q, V& p) {
       const V from_s = x_s - student_level, from_t = x_t - teacher_level;
+      if constexpr (!kWithCare) highest = max(max(highest, from_s), from_t);
       q = exp(from_s);
       p = exp(from_t);
       student = student + q;
       teacher = teacher + p;
-      if constexpr (kMeans & kTeacherMean) teacher_moment = teacher_moment + weighted(p, x_t - x_s);
-      if constexpr (kMeans & kStudentMean) student_moment = student_moment + weighted(q, x_s - x_t);
+      if constexpr (kMeans & kTeacherMean) teacher_moment = teacher_moment + term(p, x_t - x_s);
+      if constexpr (kMeans & kStudentMean) student_moment = student_moment + term(q, x_s - x_t);
       if constexpr (kOfTeacher) teacher_moment = teacher_moment + p * above_exp_zero(from_t);
       if constexpr (kOfStudent) student_moment = student_moment + q * above_exp_zero(from_s);
     }
+    static FD_INLINE V term(V weight, V x) { return kWithCare ? weighted(weight, x) : weight * x; }
   };
 
-  TilePair level() const { return {level_of(student.max), level_of(teacher.max)}; }
-  TilePair raise(TilePair tile_max) {
-    return {student.raise(tile_max.student), teacher.raise(tile_max.teacher)};
-  }
-  void add(const TileSums& sums) {
+  template <bool kWithCare>
+  void add(const TileSums<kWithCare>& sums) {
     student.add(sum_lanes(sums.student), sum_lanes(sums.student_moment));
     teacher.add(sum_lanes(sums.teacher), sum_lanes(sums.teacher_moment));
   }
 
-  /// The exps are taken from the level so far, the maximum is found beside them; a tile that raises
-  /// the level, which the maxima of few do, is taken again.
+  /// Takes a tile from the levels so far, without care; false where that is not enough.
   template <class Row>
-  void take_stored_tile(int64_t j, Row student_x, Row teacher_x, Tile<S>& tile,
+  bool take_stored_tile(int64_t start, Row student_x, Row teacher_x, Tile<S>& tile,
                         const KeptExps<S>& keep) {
-    S* to_s = keep.empty() ? tile.student : keep.student + j * kTile;
-    S* to_t = keep.empty() ? tile.teacher : keep.teacher + j * kTile;
-    while (true) {
-      TileSums sums(level());
-      V max_s(-__builtin_inf()), max_t(-__builtin_inf());
-      for_each_vector<S>(kTile, [&](int64_t i) {
-        const V x_s = student_x(j * kTile + i), x_t = teacher_x(j * kTile + i);
-        max_s = max(max_s, x_s);
-        max_t = max(max_t, x_t);
-        V q, p;
-        sums.add(x_s, x_t, q, p);
-        store(to_s + i, q);
-        store(to_t + i, p);
-      });
-      const TilePair tile_max{max_lanes(max_s), max_lanes(max_t)};
-      if (tile_max.student <= student.max && tile_max.teacher <= teacher.max) {
-        if (!keep.empty()) keep.level[j] = level();
-        return add(sums);
-      }
-      raise(tile_max);
-    }
+    const TilePair level{student.max, teacher.max};
+    if (level.student == -__builtin_inf() || level.teacher == -__builtin_inf()) return false;
+    S* to_s = keep.empty() ? tile.student : keep.student + start;
+    S* to_t = keep.empty() ? tile.teacher : keep.teacher + start;
+    TileSums<false> sums(level);
+    for_each_vector<S>(kTile, [&](int64_t i) {
+      V q, p;
+      sums.add(student_x(start + i), teacher_x(start + i), q, p);
+      store(to_s + i, q);
+      store(to_t + i, p);
+    });
+    const double moments = sum_lanes(sums.student_moment) + sum_lanes(sums.teacher_moment);
+    if (max_lanes(sums.highest) > 0.0 || moments != moments) return false;
+    if (!keep.empty()) keep.level[start / kTile] = level;
+    add(sums);
+    return true;
   }
 };
 

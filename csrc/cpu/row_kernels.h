@@ -118,6 +118,13 @@ void store_full_gradient(const D& divergence, const Row<S>& row, const RowReader
                              row.problem.student.softcap != 0.0;
   for (int64_t start = 0; start < reader.size; start += kTile) {
     const int64_t n = reader.size - start < kTile ? reader.size - start : kTile;
+    if constexpr (kKept && D::kSlopeIsGap) {
+      if (!needs_student) {  // nothing is to be added to it
+        const KeptGap<S> gap(row.work.kept, weight, start);
+        store_row_elements<S>(row.problem, row.index, start, n, gap);
+        continue;
+      }
+    }
     if (needs_both) {
       reader.load(reader.source, start, n, tile);
     } else if (needs_student) {

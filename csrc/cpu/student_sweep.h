@@ -50,38 +50,30 @@ struct StudentSweep {
     const bool done =
         !with_hard && visit_scaled<S>(problem.student, problem.temperature, index, [&](auto x) {
           for (int64_t start = 0; start < size; start += kTile) {
-            if (taken != nullptr && taken->any_in(start / kTile)) {
-              take_loaded(start, kTile);
-            } else {
-              take_stored_tile(x, start);
-            }
+            const bool takes_out = taken != nullptr && taken->any_in(start / kTile);
+            if (takes_out || !take_stored_tile(x, start)) take_loaded(start, kTile);
           }
         });
     return done ? size : 0;
   }
 
-  /// The exps are taken from the level so far, the maximum is found beside them; a tile that raises
-  /// the level, which the maxima of few do, is taken again.
+  /// Takes a tile from the level so far; false where it has to be raised.
   template <class Row>
-  void take_stored_tile(Row x, int64_t start) {
+  bool take_stored_tile(Row x, int64_t start) {
+    if (soft.max == -__builtin_inf()) return false;
     S* to = kept.empty() ? tile.student : kept.student + start;
-    while (true) {
-      const double level = level_of(soft.max);
-      const V shift(level);
-      V sum(0.0), largest(-__builtin_inf());
-      for_each_vector<S>(kTile, [&](int64_t i) {
-        const V at = x(start + i), e = exp(at - shift);
-        largest = max(largest, at);
-        store(to + i, e);
-        sum = sum + e;
-      });
-      const double tile_max = max_lanes(largest);
-      if (tile_max <= soft.max) {
-        if (!kept.empty()) kept.level[start / kTile] = {level, 0.0};
-        return soft.add(sum_lanes(sum));
-      }
-      soft.raise(tile_max);
-    }
+    const V level(soft.max);
+    V sum(0.0), highest(-__builtin_inf());
+    for_each_vector<S>(kTile, [&](int64_t i) {
+      const V from = x(start + i) - level, e = exp(from);
+      highest = max(highest, from);
+      store(to + i, e);
+      sum = sum + e;
+    });
+    if (max_lanes(highest) > 0.0) return false;
+    if (!kept.empty()) kept.level[start / kTile] = {soft.max, 0.0};
+    soft.add(sum_lanes(sum));
+    return true;
   }
 };
 

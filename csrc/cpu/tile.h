@@ -106,9 +106,10 @@ double load_tile(const Logits& logits, double temperature, int64_t row, int64_t 
 template <class S, class T, bool kUnit>
 struct ScaledRow {
   using A = Arithmetic<S>;
+  using V = typename A::Value;
   const T* z;
-  typename A::Value factor;
-  FD_INLINE typename A::Value operator()(int64_t i) const {
+  V factor;
+  FD_INLINE V operator()(int64_t i) const {
     read_ahead(z + i);
     if constexpr (kUnit) return A::load_from(z + i);
     return rounded(A::load_from(z + i) * factor);
@@ -173,14 +174,14 @@ template <class S, class T, class Value>
 FD_INLINE void store_elements(T* to, int64_t n, Value value) {
   constexpr int64_t width = Arithmetic<S>::kWidth;
   int64_t i = 0;
-  for (; i + width <= n; i += width) {
+  for (; i + 2 * width <= n; i += 2 * width) {
     write_ahead(to + i);
-    store(to + i, value(i));
+    store(to + i, value(i), value(i + width));
   }
-  if (i < n) {
+  for (; i < n; i += width) {
     T rest[width];
     store(rest, value(i));
-    memcpy(to + i, rest, (n - i) * sizeof(T));
+    memcpy(to + i, rest, (n - i < width ? n - i : width) * sizeof(T));
   }
 }
 

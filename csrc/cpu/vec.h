@@ -151,18 +151,35 @@ FD_INLINE Vec load(const BFloat16* from) {
 FD_INLINE Vec load(const Float16* from) { return widen_half(load_bits<HalfLanes>(from)); }
 
 FD_INLINE void store(float* to, Vec x) { memcpy(to, &x.lanes, sizeof x.lanes); }
-FD_INLINE void store(BFloat16* to, Vec x) {
+/// Words whose upper halves are x to nearest even.
+FD_INLINE WordLanes round_to_bfloat16(Vec x) {
   const WordLanes bits = (WordLanes)x.lanes;
-  const WordLanes odd = (WordLanes)((bits & 0x10000u) != 0u);
-  const WordLanes even = bits + 0x7fffu - odd;  // a true lane is minus one
-  const WordLanes kept = x.lanes == x.lanes ? even : WordLanes{} + 0x7fc00000u;
-  const HalfLanes half = upper_halves(kept);
+  const WordLanes even = bits + 0x7fffu + (bits >> 16 & 1u);
+  return x.lanes == x.lanes ? even : WordLanes{} + 0x7fc00000u;
+}
+FD_INLINE void store(BFloat16* to, Vec x) {
+  const HalfLanes half = upper_halves(round_to_bfloat16(x));
   memcpy(to, &half, sizeof half);
 }
 FD_INLINE void store(Float16* to, Vec x) {
   const HalfLanes half = narrow_half(x);
   memcpy(to, &half, sizeof half);
 }
+
+/// Stores two vectors, one behind the other.
+template <class T>
+FD_INLINE void store(T* to, Vec first, Vec second) {
+  store(to, first);
+  store(to + kLanes, second);
+}
+#if defined(__AVX2__) && !defined(__AVX512F__)
+FD_INLINE void store(BFloat16* to, Vec first, Vec second) {
+  const __m256i packed = _mm256_packus_epi32((__m256i)(round_to_bfloat16(first) >> 16),
+                                             (__m256i)(round_to_bfloat16(second) >> 16));
+  const __m256i in_order = _mm256_permute4x64_epi64(packed, 0xd8);
+  memcpy(to, &in_order, sizeof in_order);
+}
+#endif
 
 // ---- reductions -------------------------------------------------------------------------------
 
@@ -193,6 +210,7 @@ FD_INLINE double widen(Float16 x) {
   return widen(widen_half(half).lanes[0]);
 }
 FD_INLINE void store(double* to, double x) { *to = x; }
+FD_INLINE void store(double* to, double first, double second) { to[0] = first, to[1] = second; }
 FD_INLINE double sum_lanes(double x) { return x; }
 FD_INLINE double max_lanes(double x) { return x; }
 
