@@ -238,6 +238,17 @@ def test_poisoned_rows_are_nan_and_alone(divergence, poison, side, column, isa):
     assert torch.equal(gradient[others], clean_gradient[others])
 
 
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0x7FC00000, -1])
+@pytest.mark.parametrize("dtype_", [torch.bfloat16, torch.float16])
+def test_no_nan_is_rounded_to_a_number(divergence, bits, dtype_, isa):
+    """Also not one whose bits are all set: rounding upwards would carry into the sign."""
+    student, teacher = randn(3, 1031, seed=1).to(dtype_), randn(3, 1031, seed=2)
+    teacher.view(torch.int32)[1, 40] = bits
+    _, gradient = rows(student, teacher, divergence)
+    assert gradient[1].isnan().all()
+    assert gradient[[0, 2]].isfinite().all()
+
+
 @pytest.mark.parametrize("kind_", ["bucket", "renormalize", "zero", "uniform", "sampled"])
 @pytest.mark.parametrize("poison", [math.nan, INF])
 def test_poisoned_rows_of_lists_are_nan_and_alone(kind_, poison, isa):
