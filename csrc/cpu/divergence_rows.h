@@ -61,7 +61,7 @@ Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row,
       }
     }
   });
-  const auto& [student, teacher] = sides;
+  const auto &student = sides.student, &teacher = sides.teacher;
   stats.student_lse = student.lse();
   stats.teacher_lse = teacher.lse();
   stats.hard_lse = own_hard ? hard.lse() : stats.student_lse;

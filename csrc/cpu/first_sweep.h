@@ -111,10 +111,13 @@ struct FirstSweep {
     teacher.add(sum_lanes(sums.teacher), sum_lanes(sums.teacher_moment));
   }
 
+  bool needs_care = false;  // a tile had infinite terms of weight zero: others will have them too
+
   /// Takes a tile from the levels so far, without care; false where that is not enough.
   template <class Row>
   bool take_stored_tile(int64_t start, Row student_x, Row teacher_x, Tile<S>& tile,
                         const KeptExps<S>& keep) {
+    if (needs_care) return false;
     const TilePair level{student.max, teacher.max};
     if (level.student == -__builtin_inf() || level.teacher == -__builtin_inf()) return false;
     S* to_s = keep.empty() ? tile.student : keep.student + start;
@@ -126,8 +129,10 @@ struct FirstSweep {
       store(to_s + i, q);
       store(to_t + i, p);
     });
+    if (max_lanes(sums.highest) > 0.0) return false;
     const double moments = sum_lanes(sums.student_moment) + sum_lanes(sums.teacher_moment);
-    if (max_lanes(sums.highest) > 0.0 || moments != moments) return false;
+    needs_care = moments != moments;
+    if (needs_care) return false;
     if (!keep.empty()) keep.level[start / kTile] = level;
     add(sums);
     return true;
