@@ -63,6 +63,22 @@ def test_reduced_loss_is_the_sum_of_the_row_losses(case, dtype):
     torch.testing.assert_close(by_sum, gradient, rtol=max(rounding, storage), atol=rounding)
 
 
+def test_reduced_loss_of_several_tiles(case, dtype, isa):
+    """Its gradient comes from the exps of its forward pass, that of row losses from the logits."""
+    divergence, kind = case
+    inputs = {"student_logits": randn(2, 1100, scale=2.0, dtype=dtype)}
+    teacher, config = make_teacher(kind, 2, 1100, dtype=dtype), {"divergence": divergence}
+    arithmetic = torch.promote_types(dtype, torch.float32)
+    ones = torch.ones(2, dtype=arithmetic)
+    by_row = run(fd.distillation_loss, inputs, teacher, reduction="none", upstream=ones, **config)
+    by_sum = run(fd.distillation_loss, inputs, teacher, reduction="sum", **config)
+    rounding = 16 * torch.finfo(arithmetic).eps
+    torch.testing.assert_close(by_sum[0], by_row[0].sum())
+    torch.testing.assert_close(
+        by_sum[1], by_row[1], rtol=max(rounding, torch.finfo(dtype).eps), atol=rounding
+    )
+
+
 @pytest.mark.parametrize("temperature", [0.3, 4.0])
 def test_all_options_at_once(case, temperature, isa):
     """Softcap, scale, temperature and hard labels on both sides; a padded vocabulary."""
