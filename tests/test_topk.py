@@ -49,6 +49,21 @@ def test_listing_the_whole_vocabulary_is_the_dense_loss(listed_case):
     )
 
 
+@pytest.mark.parametrize("tail", ["bucket", "renormalize"])
+@pytest.mark.parametrize("start", [0, 512])
+def test_a_tile_of_impossible_tokens_changes_nothing(divergence, tail, start, isa):
+    ids = torch.tensor([[1100, 1400, 1699], [1024, 1025, 1026]])
+    teacher = top_k(randn(2, 3, seed=1).log_softmax(-1) - 0.5, 3, tail=tail)
+    student = randn(2, 1700, scale=2.0)
+    student[:, start : start + 512] = -math.inf
+    kept = torch.cat([student[:, :start], student[:, start + 512 :]], -1)
+    value, gradient = rows(student, replace(teacher, ids=ids), divergence)
+    expected = rows(kept, replace(teacher, ids=ids - 512), divergence)
+    without = torch.cat([gradient[:, :start], gradient[:, start + 512 :]], -1)
+    same((value, without), expected, rtol=1e-5, atol=1e-6)
+    assert (gradient[:, start : start + 512] == 0).all()
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 @pytest.mark.parametrize("hard_weight", [0.0, 0.4])
 def test_only_some_tiles_have_listed_tokens(listed_case, dtype, reduction, hard_weight, isa):
