@@ -71,10 +71,11 @@ def _build_gemms(case: Case, inputs: Inputs, *, in_chunks: bool, native: bool) -
     precision = Precision(sides[0].weight.dtype, dtype, dtype)
     chunk = our_chunk(case) if in_chunks else case.counted
     buffers = [fresh(side.hidden, chunk, case.vocab) for side in sides]
-    wanted = 0 if not case.backward else 1 if case.frozen else 2  # gradients: by hidden, by weight
+    leaves = zip(sides[0], inputs.leaves.values(), strict=True)
+    wanted = [side for side, leaf in leaves if case.backward and leaf.requires_grad]
 
     def run() -> Result:
-        gradients = [fresh(side, *side.shape, dtype=dtype) for side in sides[0][:wanted]]
+        gradients = [fresh(side, *side.shape, dtype=dtype) for side in wanted]
         heads = [Head(side.weight, None, case.vocab, precision) for side in sides]
         for start in range(0, case.counted, chunk):
             rows = slice(start, min(start + chunk, case.counted))
@@ -84,10 +85,10 @@ def _build_gemms(case: Case, inputs: Inputs, *, in_chunks: bool, native: bool) -
                     head.logits(side.hidden[rows], out)
                 else:
                     torch.mm(side.hidden[rows], side.weight.t(), out=out)
-            for by_hidden in gradients[:1]:
-                by_hidden[rows] = heads[0].grad_hidden(logits[0])
-            for by_weight in gradients[1:]:
-                own = sides[0].hidden[rows]
+            if case.backward:
+                gradients[0][rows] = heads[0].grad_hidden(logits[0])
+            if case.backward and not case.frozen:
+                own, by_weight = sides[0].hidden[rows], gradients[1]
                 torch.addmm(by_weight, logits[0].t(), own, beta=int(start > 0), out=by_weight)
         return tuple(gradients)
 

@@ -15,6 +15,7 @@ from bench.gpu import __main__ as command_line
 from bench.gpu import accuracy, process, results, rows, stages
 from bench.gpu.device import Device
 from bench.gpu.stages import ROOT, Stage
+from bench.gpu.variables import forced
 
 NINE_MINUTES = 540
 
@@ -139,7 +140,7 @@ def test_bytes_of_the_row_kernels_are_those_stated():
 
 
 def test_a_team_is_forced_for_a_while_only():
-    with rows.forced(2, 256):
+    with forced(FASTDISTILL_CUDA_CLUSTER=2, FASTDISTILL_CUDA_THREADS=256):
         assert os.environ["FASTDISTILL_CUDA_CLUSTER"] == "2"
         assert os.environ["FASTDISTILL_CUDA_THREADS"] == "256"
     assert not any(name.startswith("FASTDISTILL_CUDA") for name in os.environ)

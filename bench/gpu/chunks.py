@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 from fastdistill._chunks import BUDGET_VARIABLE, plan_chunks, waves_of
@@ -15,22 +11,13 @@ from ..cases import Case
 from ..inputs import build_inputs
 from ..provider import OURS
 from .linear import heads
+from .variables import forced
 from .worker import Context
 
 _ROWS = range(512, 4608 + 1, 256)
 _BUDGETS = (512, 768, 1024, 1280, 1536, 2048, 3072)
 """MiB."""
 _DRY_ROWS, _DRY_BUDGETS = (8, 16), (1, 2)
-
-
-@contextmanager
-def budget(mib: int) -> Iterator[None]:
-    """The memory for logits, instead of that of the policy."""
-    os.environ[BUDGET_VARIABLE] = str(mib)
-    try:
-        yield
-    finally:
-        del os.environ[BUDGET_VARIABLE]
 
 
 def measure_gemms(context: Context, shape: str, case: Case) -> None:
@@ -80,7 +67,7 @@ def measure_budgets(context: Context, shape: str, case: Case) -> None:
     device = context.device
     runner = OURS.build(case, build_inputs(case, device.torch))
     for mib in _DRY_BUDGETS if context.dry_run else _BUDGETS:
-        with budget(mib):
+        with forced(**{BUDGET_VARIABLE: mib}):
             plan = plan_chunks(
                 case.rows, case.vocab, case.student_width, case.dtype, device.torch,
                 teacher_is_made=True,

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +15,7 @@ from fastdistill.teachers import tail_mass
 from ..cases import DIVERGENCES, Case
 from ..inputs import build_inputs
 from .device import Device, Run
+from .variables import forced
 from .worker import Context
 
 VOCABS = (32000, 128256, 151936, 256000)
@@ -28,8 +26,6 @@ THREADS = (128, 192, 256)
 ELEMENTS = 1 << 28
 """Of one tensor of logits: many times the L2 cache."""
 LISTED = 64
-
-_VARIABLES = ("FASTDISTILL_CUDA_CLUSTER", "FASTDISTILL_CUDA_THREADS")
 
 
 def make_case(kind: str, vocab: int, dtype: torch.dtype, *, dry_run: bool, **fields: Any) -> Case:
@@ -65,17 +61,6 @@ def kernel(case: Case, device: Device) -> Run:
     )  # fmt: skip
 
 
-@contextmanager
-def forced(*values: int) -> Iterator[None]:
-    """The size of a cluster and the threads of a block, instead of those that would be chosen."""
-    os.environ.update({name: str(value) for name, value in zip(_VARIABLES, values, strict=True)})
-    try:
-        yield
-    finally:
-        for name in _VARIABLES:
-            del os.environ[name]
-
-
 def forget_error(device: Device) -> None:
     """After a refused launch torch may report its error once more, at its own next launch."""
     try:
@@ -90,7 +75,7 @@ def sweep(context: Context, case: Case, runner: Run) -> dict[str, Any]:
     for cluster, threads in itertools.product(CLUSTERS, THREADS):
         columns: dict[str, Any] = {"case": case.name, "cluster": cluster, "threads": threads}
         try:
-            with forced(cluster, threads):
+            with forced(FASTDISTILL_CUDA_CLUSTER=cluster, FASTDISTILL_CUDA_THREADS=threads):
                 timing = context.device.time(runner, seconds=0.015, most=10)
         except RuntimeError as error:
             forget_error(context.device)
