@@ -61,7 +61,8 @@ Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row,
       }
     }
   });
-  const auto &student = sides.student, &teacher = sides.teacher;
+  const auto &student = sides.student;
+  const auto &teacher = sides.teacher;
   stats.student_lse = student.lse();
   stats.teacher_lse = teacher.lse();
   stats.hard_lse = own_hard ? hard.lse() : stats.student_lse;
