@@ -13,6 +13,7 @@ import torch
 
 from . import accuracy, compare, matrix, plot, readme, report, scaling, speed
 from .cases import Case
+from .gpu import report as gpu_report
 from .suite import Limits
 
 COMMANDS = {
@@ -21,7 +22,7 @@ COMMANDS = {
     "compare": "the installed build against another revision of this repository",
     "accuracy": "errors against float64, into ARCHITECTURE.md",
     "plot": "pictures of results, beside them",
-    "readme": "the README's table, and the pictures, of committed results",
+    "readme": "the README's tables, and the pictures, of committed results",
 }
 _QUICK_BUDGET = 0.2
 
@@ -125,6 +126,7 @@ def _accuracy(options: argparse.Namespace) -> None:
 
 def _readme(options: argparse.Namespace) -> None:
     readme.update(options.csv or report.default_csv())
+    gpu_report.update()
     plot.update()
 
 

@@ -18,13 +18,21 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_COLOURS = ("#c44e52", "#dd8452", "#55a868")
-_OURS = "#4c72b0"
+COLOURS = ("#c44e52", "#dd8452", "#55a868")
+OURS_COLOUR = "#4c72b0"
 _OTHER = "fastest other"
 _UNITS = {"N": "tokens N", "V": "vocabulary V", "K": "listed tokens K", "chunk": "rows per chunk"}
 
 
-def _save(figure: Any, path: Path) -> Path:
+def style() -> Any:
+    """A context in which pictures of this package are drawn."""
+    import matplotlib as mpl
+
+    return mpl.rc_context(_STYLE)
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write a picture whose bytes depend on its content alone."""
     nothing = dict.fromkeys(("Date", "Creator"))  # neither may change from run to run
     figure.savefig(path, format="svg", metadata=nothing, bbox_inches="tight")
     return path
@@ -65,13 +73,13 @@ def draw_ratios(summaries: list[Summary], title: str) -> Any:
         for name, ratio, text in _bars(summary):
             index = series.index(name)
             y = position + 0.27 * (index - 1)
-            axes.barh(y, ratio - 1, 0.25, left=1, color=_COLOURS[index])
+            axes.barh(y, ratio - 1, 0.25, left=1, color=COLOURS[index])
             axes.text(1.04 * max(ratio, 1), y, text, va="center", fontsize=6)
-    axes.axvline(1, color=_OURS, linewidth=1.2)
+    axes.axvline(1, color=OURS_COLOUR, linewidth=1.2)
     axes.set_yticks(range(len(timed)), [f"{s.title}\n{_number(s.ours_ms)} ms" for s in timed])
     axes.set(xscale="log", ylim=(len(timed) - 0.5, -0.5), xlabel="time / time of fastdistill")
     axes.xaxis.set_major_formatter("{x:g}")
-    bars = zip(series, _COLOURS, strict=True)
+    bars = zip(series, COLOURS, strict=True)
     handles = [axes.barh(0, 0, left=1, color=colour, label=name) for name, colour in bars]
     figure.legend(handles=handles, ncols=3, loc="outside upper center", frameon=False)
     axes.set_title(title, fontsize=7, loc="right")
@@ -82,14 +90,14 @@ def draw_ratios(summaries: list[Summary], title: str) -> Any:
 
 
 def _curve(axes: Any, xs: list[float], ys: list[float]) -> None:
-    axes.plot(xs, ys, "o-", color=_OURS, markersize=3, linewidth=1)
+    axes.plot(xs, ys, "o-", color=OURS_COLOUR, markersize=3, linewidth=1)
     axes.set_xscale("log", base=2)
 
 
 def _draw_time(axes: Any, xs: list[float], rows: list[dict[str, str]]) -> None:
     low, ms, high = ([float(row[f"ms_p{p}"]) for row in rows] for p in (20, 50, 80))
     _curve(axes, xs, ms)
-    axes.fill_between(xs, low, high, color=_OURS, alpha=0.2, linewidth=0)
+    axes.fill_between(xs, low, high, color=OURS_COLOUR, alpha=0.2, linewidth=0)
     if rows[0]["curve"] in ("N", "V"):
         line = [ms[-1] * x / xs[-1] for x in xs]
         axes.plot(xs, line, "--", color="grey", linewidth=0.8, label="linear")
@@ -136,15 +144,13 @@ def draw_scaling(rows: list[dict[str, str]], title: str) -> Any:
 
 def draw(path: Path) -> Path:
     """Draw what a file of results holds; the picture has its name, and ends in .svg."""
-    import matplotlib as mpl
-
     facts, rows = read_csv(path)
-    with mpl.rc_context(_STYLE):
+    with style():
         if "curve" in rows[0]:
             figure = draw_scaling(rows, where(facts))
         else:
             figure = draw_ratios(summarise(rows), where(facts))
-        return _save(figure, path.with_suffix(".svg"))
+        return save(figure, path.with_suffix(".svg"))
 
 
 def update(paths: Iterable[Path] = ()) -> list[Path]:

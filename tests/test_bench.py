@@ -11,7 +11,7 @@ import torch
 import fastdistill as fd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench import accuracy, cases, check, document, gemms, limits, measure, memory, report, suite
+from bench import accuracy, cases, check, gemms, limits, measure, memory, report, suite
 from bench.inputs import build_inputs
 from bench.provider import OURS, Provider, by_loss
 from bench.providers import PROVIDERS, TORCH
@@ -198,30 +198,3 @@ def test_near_inputs_have_the_stated_divergence():
         student, teacher = accuracy.near(kl)(5000)
         value = fd.distillation_loss(student, teacher)
         assert float(value) == pytest.approx(kl, rel=0.2)
-
-
-def test_readme_table_is_made_from_results(tmp_path):
-    from bench import readme
-
-    case = cases.Case("logits", 8, 100, torch.bfloat16, backward=False)
-    names = ("torch eager", "torch.compile", "slow", "quick", "absent")
-    ours, eager, compiled, slow, quick, absent = rows = [
-        report.Row.of(case, provider)
-        for provider in (OURS, *(Provider(name, OURS.build) for name in names))
-    ]
-    ours.ms_p50, ours.peak_extra_mb = 12.4, 3.2
-    eager.ratio_to_ours, slow.ratio_to_ours, quick.ratio_to_ours = 10.0, 9.0, 2.0
-    compiled.note, absent.note = "skipped: GEMMs predicted to take 82 s", "skipped: not installed"
-    facts = {name: name for name in ("cpu", "instruction set", "torch", "threads", "date")}
-    report.write_csv(tmp_path / "results.csv", facts, rows)
-    page = tmp_path / "README.md"
-    page.write_text("before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
-    document.replace_block(page, "bench", readme.table(tmp_path / "results.csv"))
-    text = page.read_text()
-    title = "logits, forward_kl, bfloat16, N=8, V=100, forward only"
-    assert f"| {title} | 12 ms | 10.0 × | too slow | 2.0 × (quick) | 3 MB |  |" in text
-    assert text.startswith("before\n<!-- bench:begin -->\n|")
-    assert text.endswith("\n<!-- bench:end -->\nafter\n")
-    with pytest.raises(ValueError, match="must have the marks"):
-        document.replace_block(page, "accuracy", "")
-    assert "old" not in text

@@ -48,9 +48,10 @@ def shapes(*, dry_run: bool) -> dict[str, Case]:
     }
 
 
+BARE_GEMMS = replace(GEMMS[-1], name="bare GEMMs")
 PROVIDERS = (
     OURS,
-    replace(GEMMS[-1], name="bare GEMMs"),
+    BARE_GEMMS,
     find("torch eager"),
     find("torch short formula"),
     *PACKAGES,
