@@ -167,7 +167,7 @@ def truth(function, inputs, teacher, labels=None, **config):
     return run(function, wide, double(teacher), labels, **config)
 
 
-def rows(student, teacher, divergence, **config):
+def rows(student, teacher, divergence="forward_kl", **config):
     """(values, gradient by the logits) of a logits loss by row, whose reduction is "none"."""
     inputs, config = {"student_logits": student}, {"divergence": divergence, **config}
     return run(fd.distillation_loss, inputs, teacher, reduction="none", **config)
