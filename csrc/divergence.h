@@ -36,6 +36,7 @@ struct Separable {
   static constexpr int kPowers = 0;
   static constexpr int kParameters = 0;
   static constexpr bool kSlopeIsGap = false;  // r = q - p, whose sum R is zero
+  static constexpr bool kSlopeIsRatio = false;  // r = q (log q - log p)
 
   // Where the entropies H can be set apart there is apart(p, q): c and y of a token such that
   //
@@ -78,6 +79,7 @@ struct ForwardKL : Separable {
 /// KL(q || p) = sum q (log q - log p).
 struct ReverseKL : Separable {
   static constexpr unsigned kMoments = kStudentMean;
+  static constexpr bool kSlopeIsRatio = true;
   FD_INLINE explicit ReverseKL(const double*) {}
   FD_INLINE double balance() const { return -1.0; }
 

@@ -43,7 +43,7 @@ template <class D, class S>
 Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row,
                               const RowProblem& problem, int64_t index, Tile<S>& tile,
                               RowStats& stats, const KeptExps<S>& keep) {
-  FirstSweep<D::kMoments, D::kEntropies, S> sides;
+  FirstSweep<D, S> sides;
   OnlineSoftmax<double> hard, powers[3];
   const bool own_hard = problem.labels != nullptr && problem.temperature != 1.0;
   int64_t taken = 0;
@@ -61,13 +61,14 @@ Moments<double> sweep_moments(const D& divergence, const RowReader<S>& row,
       }
     }
   });
-  const auto &student = sides.student;
-  const auto &teacher = sides.teacher;
+  const auto& student = sides.student;
+  const auto& teacher = sides.teacher;
   stats.student_lse = student.lse();
   stats.teacher_lse = teacher.lse();
   stats.hard_lse = own_hard ? hard.lse() : stats.student_lse;
   if (!keep.empty()) {
-    keep.levels_to_factors(tiles_of(row.size), {stats.student_lse, stats.teacher_lse});
+    keep.template levels_to_factors<D::kSlopeIsRatio>(tiles_of(row.size),
+                                                      {stats.student_lse, stats.teacher_lse});
   }
   Moments<double> moments{
       teacher.mean(), student.mean(), stats.teacher_lse - stats.student_lse, {}, 0.0, 0.0};
@@ -165,8 +166,10 @@ double measure(const D& divergence, const RowReader<S>& row, const RowProblem& p
                int64_t index, Tile<S>& tile, RowStats& stats, const KeptExps<S>& keep) {
   const Moments<double> moments = sweep_moments(divergence, row, problem, index, tile, stats, keep);
   const auto sum_up = [&](const auto& summand) {
-    return keep.empty() ? sweep_sums<false>(summand, row, tile, stats)
-                        : sweep_sums<true>(summand, row, tile, stats, keep);
+    if constexpr (!D::kSlopeIsRatio) {
+      if (!keep.empty()) return sweep_sums<true>(summand, row, tile, stats, keep);
+    }
+    return sweep_sums<false>(summand, row, tile, stats);
   };
   Sums<double> sums;
   if constexpr (kHasOneSweep<D>) {
@@ -191,22 +194,41 @@ double measure(const D& divergence, const RowReader<S>& row, const RowProblem& p
   return max(sums.value, 0.0);
 }
 
-/// weight (q - p) from kept exps: the gradient of a divergence whose slope is the gap.
-template <class S>
-struct KeptGap {
+/// Whether what the sweeps of a row kept is all that the gradient of D needs.
+template <class D, class S>
+inline constexpr bool kGradientIsKept =
+    D::kSlopeIsGap || D::kSlopeIsRatio ||
+    (kSumsApart<D, S> && (D::kEntropies & kStudentEntropy) == 0);
+
+/// weight dD/dx of token i of a tile, from what the sweeps of its row kept, as a function of i.
+template <class D, class S>
+FD_INLINE auto gradient_of_kept(const D& divergence, const RowStats& stats, double weight,
+                                const KeptExps<S>& kept, int64_t start) {
   using A = Arithmetic<S>;
   using V = typename A::Value;
-  const S *q, *p;
-  V scale_q, scale_p;
-  FD_INLINE KeptGap(const KeptExps<S>& kept, double weight, int64_t start)
-      : q(kept.student + start),
-        p(kept.teacher + start),
-        scale_q(weight * kept.level[start / kTile].student),
-        scale_p(weight * kept.level[start / kTile].teacher) {}
-  FD_INLINE V operator()(int64_t i) const {
-    return rounded(A::load_from(q + i) * scale_q) - rounded(A::load_from(p + i) * scale_p);
+  const S *of_student = kept.student + start, *other = kept.teacher + start;
+  const TilePair factor = kept.level[start / kTile];
+  if constexpr (D::kSlopeIsGap) {
+    const V scale_q(weight * factor.student), scale_p(weight * factor.teacher);
+    return [=](int64_t i) {
+      return rounded(A::load_from(of_student + i) * scale_q) -
+             rounded(A::load_from(other + i) * scale_p);
+    };
+  } else if constexpr (D::kSlopeIsRatio) {
+    const V w(weight), scale_q(factor.student), slope_sum(stats.slope);
+    const Normalizer<V> log_ratio(factor.teacher);
+    return [=](int64_t i) {
+      const V q = rounded(A::load_from(of_student + i) * scale_q);
+      return w * (weighted(q, log_ratio(A::load_from(other + i))) - q * slope_sum);
+    };
+  } else {
+    const double own = divergence.student_weight();
+    const V scale_q(weight * own * factor.student), mean(stats.slope / own);
+    return [=](int64_t i) {
+      return A::load_from(of_student + i) * scale_q * (-A::load_from(other + i) - mean);
+    };
   }
-};
+}
 
 /// tile.gradient = weight dD/dx for a loaded tile.
 template <bool kKept, class D, class S>
@@ -215,18 +237,16 @@ FD_INLINE void divergence_gradient(const D& divergence, const RowStats& stats, d
                                    const KeptExps<S>& kept = {}) {
   using V = typename Arithmetic<S>::Value;
   using A = Arithmetic<S>;
-  if constexpr (kKept && D::kSlopeIsGap) {
-    const KeptGap<S> gap(kept, weight, start);
-    for_each_vector<S>(n, [&](int64_t i) { store(tile.gradient + i, gap(i)); });
+  if constexpr (kKept && kGradientIsKept<D, S>) {
+    const auto gradient = gradient_of_kept(divergence, stats, weight, kept, start);
+    for_each_vector<S>(n, [&](int64_t i) { store(tile.gradient + i, gradient(i)); });
   } else if constexpr (kKept && kSumsApart<D, S>) {
     const double own = divergence.student_weight();
     const V scale_q(weight * own * kept.level[start / kTile].student), mean(stats.slope / own);
     const Normalizer<V> normalize(stats.student_lse);
     for_each_vector<S>(n, [&](int64_t i) {
-      V by_q = -A::load_from(kept.teacher + start + i);
-      if constexpr (D::kEntropies & kStudentEntropy) {
-        by_q = finite(normalize(A::load_from(tile.student + i))) + by_q;
-      }
+      const V by_q = finite(normalize(A::load_from(tile.student + i))) -
+                     A::load_from(kept.teacher + start + i);
       store(tile.gradient + i, A::load_from(kept.student + start + i) * scale_q * (by_q - mean));
     });
   } else {

@@ -15,25 +15,29 @@ struct KeptExps {
 
   bool empty() const { return student == nullptr; }
 
+  /// kRatio: the teacher's place has the differences of what the exps were taken of. Its factor is
+  /// then what is to be subtracted from them to make them log q - log p.
+  template <bool kRatio = false>
   void levels_to_factors(int64_t tiles, TilePair lse) const {
     TilePair last{__builtin_nan(""), __builtin_nan("")}, factor{};
     for (int64_t j = 0; j < tiles; ++j) {
       if (level[j].student != last.student || level[j].teacher != last.teacher) {  // seldom
         last = level[j];
-        factor = {exp(last.student - lse.student), exp(last.teacher - lse.teacher)};
+        const TilePair below{last.student - lse.student, last.teacher - lse.teacher};
+        factor = {exp(below.student), kRatio ? below.teacher - below.student : exp(below.teacher)};
       }
       level[j] = factor;
     }
   }
 };
 
-/// Both log-sum-exps, with the means and entropies that a divergence asks for.
-template <unsigned kMeans, unsigned kEntropies, class S>
+/// Both log-sum-exps, with the means and entropies that D asks for.
+template <class D, class S>
 struct FirstSweep {
   using A = Arithmetic<S>;
   using V = typename A::Value;
-  static constexpr bool kOfStudent = (kEntropies & kStudentEntropy) != 0;
-  static constexpr bool kOfTeacher = (kEntropies & kTeacherEntropy) != 0;
+  static constexpr bool kOfStudent = (D::kEntropies & kStudentEntropy) != 0;
+  static constexpr bool kOfTeacher = (D::kEntropies & kTeacherEntropy) != 0;
   OnlineSoftmax<double, kOfStudent> student;
   OnlineSoftmax<double, kOfTeacher> teacher;
 
@@ -42,9 +46,9 @@ struct FirstSweep {
                    const KeptExps<S>& keep) {
     const TilePair level{student.raise(tile_max.student), teacher.raise(tile_max.teacher)};
     TileSums<true> sums(level);
-    V q, p;
+    V q, other;
     const auto add_at = [&](int64_t i) {
-      sums.add(A::load_from(tile.student + i), A::load_from(tile.teacher + i), q, p);
+      sums.add(A::load_from(tile.student + i), A::load_from(tile.teacher + i), q, other);
     };
     if (keep.empty()) {
       for_each_vector<S>(n, add_at);
@@ -53,7 +57,7 @@ struct FirstSweep {
       for_each_vector<S>(n, [&](int64_t i) {
         add_at(i);
         store(keep.student + start + i, q);
-        store(keep.teacher + start + i, p);
+        store(keep.teacher + start + i, other);
       });
     }
     add(sums);
@@ -88,17 +92,20 @@ struct FirstSweep {
     FD_INLINE explicit TileSums(TilePair level)
         : student_level(level.student), teacher_level(level.teacher) {}
 
-    /// Adds a vector of either side, whose exps become q and p. A returned pair of them would pass
-    /// through memory.
-    FD_INLINE void add(V x_s, V x_t, V& q, V& p) {
+    /// Adds a vector of either side. q becomes the student's exps, `other` what is kept beside
+    /// them. A returned pair of them would pass through memory.
+    FD_INLINE void add(V x_s, V x_t, V& q, V& other) {
       const V from_s = x_s - student_level, from_t = x_t - teacher_level;
       if constexpr (!kWithCare) highest = max(max(highest, from_s), from_t);
       q = exp(from_s);
-      p = exp(from_t);
+      const V p = exp(from_t);
+      other = D::kSlopeIsRatio ? from_s - from_t : p;
       student = student + q;
       teacher = teacher + p;
-      if constexpr (kMeans & kTeacherMean) teacher_moment = teacher_moment + term(p, x_t - x_s);
-      if constexpr (kMeans & kStudentMean) student_moment = student_moment + term(q, x_s - x_t);
+      if constexpr (D::kMoments & kTeacherMean)
+        teacher_moment = teacher_moment + term(p, x_t - x_s);
+      if constexpr (D::kMoments & kStudentMean)
+        student_moment = student_moment + term(q, x_s - x_t);
       if constexpr (kOfTeacher) teacher_moment = teacher_moment + p * above_exp_zero(from_t);
       if constexpr (kOfStudent) student_moment = student_moment + q * above_exp_zero(from_s);
     }
@@ -124,10 +131,10 @@ struct FirstSweep {
     S* to_t = keep.empty() ? tile.teacher : keep.teacher + start;
     TileSums<false> sums(level);
     for_each_vector<S>(kTile, [&](int64_t i) {
-      V q, p;
-      sums.add(student_x(start + i), teacher_x(start + i), q, p);
+      V q, other;
+      sums.add(student_x(start + i), teacher_x(start + i), q, other);
       store(to_s + i, q);
-      store(to_t + i, p);
+      store(to_t + i, other);
     });
     if (max_lanes(sums.highest) > 0.0) return false;
     const double moments = sum_lanes(sums.student_moment) + sum_lanes(sums.teacher_moment);

@@ -112,22 +112,23 @@ template <bool kKept, class D, class S>
 void store_full_gradient(const D& divergence, const Row<S>& row, const RowReader<S>& reader) {
   Tile<S>& tile = row.work.tile;
   const double weight = by_stored_logit(row.problem, row.problem.grad_soft[row.index]);
-  // With the exps at hand some gradients do not look at the logits again, or at the student's only.
-  const bool needs_both = !kKept || !(D::kSlopeIsGap || kSumsApart<D, S>);
-  const bool needs_student = (D::kEntropies & kStudentEntropy) != 0 || row.has_label() ||
-                             row.problem.student.softcap != 0.0;
+  // With the exps at hand a gradient does not look at the logits again, or at the student's only.
+  constexpr bool kNeedsNone = kKept && kGradientIsKept<D, S>;
+  constexpr bool kNeedsBoth = !kKept || !(kNeedsNone || kSumsApart<D, S>);
+  const bool needs_student = !kNeedsNone || row.has_label() || row.problem.student.softcap != 0.0;
   for (int64_t start = 0; start < reader.size; start += kTile) {
     const int64_t n = reader.size - start < kTile ? reader.size - start : kTile;
-    if constexpr (kKept && D::kSlopeIsGap) {
+    if constexpr (kNeedsNone) {
       if (!needs_student) {  // nothing is to be added to it
-        const KeptGap<S> gap(row.work.kept, weight, start);
-        store_row_elements<S>(row.problem, row.index, start, n, gap);
+        store_row_elements<S>(row.problem, row.index, start, n,
+                              gradient_of_kept(divergence, row.stats, weight, row.work.kept,
+                                               start));
         continue;
       }
     }
-    if (needs_both) {
+    if (kNeedsBoth) {
       reader.load(reader.source, start, n, tile);
-    } else if (needs_student) {
+    } else {
       load_tile(row.problem.student, row.problem.temperature, row.index, start, n, tile.student);
     }
     divergence_gradient<kKept>(divergence, row.stats, weight, start, n, tile, row.work.kept);
