@@ -102,10 +102,12 @@ struct FirstSweep {
       other = D::kSlopeIsRatio ? from_s - from_t : p;
       student = student + q;
       teacher = teacher + p;
-      if constexpr (D::kMoments & kTeacherMean)
+      if constexpr (D::kMoments & kTeacherMean) {
         teacher_moment = teacher_moment + term(p, x_t - x_s);
-      if constexpr (D::kMoments & kStudentMean)
+      }
+      if constexpr (D::kMoments & kStudentMean) {
         student_moment = student_moment + term(q, x_s - x_t);
+      }
       if constexpr (kOfTeacher) teacher_moment = teacher_moment + p * above_exp_zero(from_t);
       if constexpr (kOfStudent) student_moment = student_moment + q * above_exp_zero(from_s);
     }

@@ -112,24 +112,22 @@ template <bool kKept, class D, class S>
 void store_full_gradient(const D& divergence, const Row<S>& row, const RowReader<S>& reader) {
   Tile<S>& tile = row.work.tile;
   const double weight = by_stored_logit(row.problem, row.problem.grad_soft[row.index]);
-  // With the exps at hand a gradient does not look at the logits again, or at the student's only.
-  constexpr bool kNeedsNone = kKept && kGradientIsKept<D, S>;
-  constexpr bool kNeedsBoth = !kKept || !(kNeedsNone || kSumsApart<D, S>);
-  const bool needs_student = !kNeedsNone || row.has_label() || row.problem.student.softcap != 0.0;
+  constexpr bool kFromKept = kKept && kGradientIsKept<D, S>;
+  // What is to be added to the gradient, or multiplies it, depends on the student's logits.
+  const bool is_whole = !row.has_label() && row.problem.student.softcap == 0.0;
   for (int64_t start = 0; start < reader.size; start += kTile) {
     const int64_t n = reader.size - start < kTile ? reader.size - start : kTile;
-    if constexpr (kNeedsNone) {
-      if (!needs_student) {  // nothing is to be added to it
-        store_row_elements<S>(row.problem, row.index, start, n,
-                              gradient_of_kept(divergence, row.stats, weight, row.work.kept,
-                                               start));
+    if constexpr (kFromKept) {
+      if (is_whole) {
+        const auto gradient = gradient_of_kept(divergence, row.stats, weight, row.work.kept, start);
+        store_row_elements<S>(row.problem, row.index, start, n, gradient);
         continue;
       }
     }
-    if (kNeedsBoth) {
-      reader.load(reader.source, start, n, tile);
-    } else {
+    if constexpr (kFromKept || (kKept && kSumsApart<D, S>)) {
       load_tile(row.problem.student, row.problem.temperature, row.index, start, n, tile.student);
+    } else {
+      reader.load(reader.source, start, n, tile);
     }
     divergence_gradient<kKept>(divergence, row.stats, weight, start, n, tile, row.work.kept);
     finish_tile(row, start, n, tile);
