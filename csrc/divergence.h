@@ -35,7 +35,7 @@ struct Separable {
   static constexpr unsigned kMoments = 0;
   static constexpr int kPowers = 0;
   static constexpr int kParameters = 0;
-  static constexpr bool kSlopeIsGap = false;  // r = q - p, whose sum R is zero
+  static constexpr bool kSlopeIsGap = false;    // r = q - p, whose sum R is zero
   static constexpr bool kSlopeIsRatio = false;  // r = q (log q - log p)
 
   // Where the entropies H can be set apart there is apart(p, q): c and y of a token such that

@@ -208,6 +208,23 @@ def test_student_minus_inf(divergence, isa):
         assert (gradient[:, 5:9] == 0).all()
 
 
+@pytest.mark.parametrize("side", ["student", "teacher", "both"])
+def test_gradient_of_a_reduced_loss_at_minus_inf(divergence, side, isa):
+    """What the forward pass keeps for it gives what row losses take from the logits."""
+    student, teacher = randn(2, 1100, seed=1), randn(2, 1100, seed=2)
+    for name, logits in (("student", student), ("teacher", teacher)):
+        if side in (name, "both"):
+            logits[:, 5:9] = logits[1, 500:] = -INF
+    value, by_row = rows(student, teacher, divergence, upstream=torch.ones(2))
+    loss, by_sum = run(
+        fd.distillation_loss, {"student_logits": student}, teacher, divergence=divergence,
+        reduction="sum",
+    )  # fmt: skip
+    torch.testing.assert_close(loss, value.sum())
+    if loss.isfinite():
+        torch.testing.assert_close(by_sum, by_row, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("infinite", [d for d in DIVERGENCES if d.needs_teacher_support], ids=repr)
 def test_infinite_where_the_teacher_is_zero(infinite, isa):
     """+inf, not NaN and not a large number; valid_vocab takes the token out."""
