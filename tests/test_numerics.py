@@ -35,6 +35,11 @@ def test_small_divergences_keep_their_digits(divergence, dtype_, noise, isa):
     kl, _ = true_rows(student, teacher, fd.ForwardKL())
     assert 5e-6 < kl.min() < kl.max() < 0.1
     torch.testing.assert_close(value.double(), exact, rtol=1e-3, atol=0.0)
+    # With a gradient made in the same pass.
+    loss = fd.distillation_loss(
+        student.requires_grad_(), teacher, divergence=divergence, reduction="sum"
+    )
+    torch.testing.assert_close(loss.double(), exact.sum(), rtol=1e-3, atol=0.0)
 
 
 # ---- extreme logits ----------------------------------------------------------------------------
