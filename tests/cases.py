@@ -167,17 +167,17 @@ def truth(function, inputs, teacher, labels=None, **config):
     return run(function, wide, double(teacher), labels, **config)
 
 
-def rows(student, teacher, divergence="forward_kl", **config):
-    """(values, gradient by the logits) of a logits loss by row, whose reduction is "none"."""
+def rows(student, teacher, divergence="forward_kl", *, reduction="none", **config):
+    """(values, gradient by the logits) of a logits loss by row, or reduced."""
     inputs, config = {"student_logits": student}, {"divergence": divergence, **config}
-    return run(fd.distillation_loss, inputs, teacher, reduction="none", **config)
+    return run(fd.distillation_loss, inputs, teacher, reduction=reduction, **config)
 
 
-def true_rows(student, teacher, divergence, **config):
+def true_rows(student, teacher, divergence, *, reduction="none", **config):
     """`rows` of the reference in float64."""
     teacher = fd.TeacherLogits(teacher) if isinstance(teacher, torch.Tensor) else teacher
     inputs, config = {"student_logits": student}, {"divergence": divergence, **config}
-    return truth(reference.distillation_loss, inputs, teacher, reduction="none", **config)
+    return truth(reference.distillation_loss, inputs, teacher, reduction=reduction, **config)
 
 
 def close(actual, exact, rtol=1e-5, atol=1e-6):

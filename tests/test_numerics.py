@@ -36,9 +36,7 @@ def test_small_divergences_keep_their_digits(divergence, dtype_, noise, isa):
     assert 5e-6 < kl.min() < kl.max() < 0.1
     torch.testing.assert_close(value.double(), exact, rtol=1e-3, atol=0.0)
     # With a gradient made in the same pass.
-    loss = fd.distillation_loss(
-        student.requires_grad_(), teacher, divergence=divergence, reduction="sum"
-    )
+    loss, _ = rows(student, teacher, divergence, reduction="sum")
     torch.testing.assert_close(loss.double(), exact.sum(), rtol=1e-3, atol=0.0)
 
 
@@ -120,6 +118,7 @@ def test_a_tile_of_impossible_tokens_changes_nothing(divergence, start, isa):
     assert torch.equal(gradient[:, start:end], torch.zeros_like(gradient[:, start:end]))
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum"])
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
 @pytest.mark.parametrize(
     ("own", "other"),
@@ -133,12 +132,14 @@ def test_a_tile_of_impossible_tokens_changes_nothing(divergence, start, isa):
     ],
     ids=str,
 )
-def test_sides_whose_logits_are_made_in_different_ways(divergence, own, other, temperature, isa):
+def test_sides_whose_logits_are_made_in_different_ways(
+    divergence, own, other, temperature, reduction, isa
+):
     """In rows of two whole tiles and one that is not."""
     student, teacher = (randn(2, 1100, seed=s, scale=2.0) for s in (1, 2))
     options = dict(other)
     teacher = fd.TeacherLogits(teacher.to(options.pop("dtype", torch.float32)), **options)
-    config = {"temperature": temperature, **own}
+    config = {"temperature": temperature, "reduction": reduction, **own}
     actual = rows(student, teacher, divergence, **config)
     close(actual, true_rows(student, teacher, divergence, **config))
 
@@ -221,10 +222,7 @@ def test_gradient_of_a_reduced_loss_at_minus_inf(divergence, side, isa):
         if side in (name, "both"):
             logits[:, 5:9] = logits[1, 500:] = -INF
     value, by_row = rows(student, teacher, divergence, upstream=torch.ones(2))
-    loss, by_sum = run(
-        fd.distillation_loss, {"student_logits": student}, teacher, divergence=divergence,
-        reduction="sum",
-    )  # fmt: skip
+    loss, by_sum = rows(student, teacher, divergence, reduction="sum")
     torch.testing.assert_close(loss, value.sum())
     if loss.isfinite():
         torch.testing.assert_close(by_sum, by_row, rtol=1e-5, atol=1e-6)
