@@ -40,6 +40,17 @@ def test_small_divergences_keep_their_digits(divergence, dtype_, noise, isa):
     torch.testing.assert_close(loss.double(), exact.sum(), rtol=1e-3, atol=0.0)
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_small_divergence_with_one_token_far_apart(divergence, reduction, isa):
+    """Nearly all of it is from a token that the series for small differences does not cover."""
+    teacher = randn(2, 1100, seed=1)
+    student = teacher + randn(2, 1100, seed=2, scale=1e-3)
+    teacher[:, 7], student[:, 7] = -6.0, -3.0
+    actual = rows(student, teacher, divergence, reduction=reduction)
+    exact = true_rows(student, teacher, divergence, reduction=reduction)
+    torch.testing.assert_close(actual[0].double(), exact[0], rtol=1e-3, atol=0.0)
+
+
 # ---- extreme logits ----------------------------------------------------------------------------
 
 
