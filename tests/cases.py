@@ -186,6 +186,25 @@ def close(actual, exact, rtol=1e-5, atol=1e-6):
         torch.testing.assert_close(a.double(), b, rtol=rtol, atol=atol)
 
 
+def assert_half_precision_is_read_and_written(half, device=None):
+    """Every number: the cross entropy of (x, 0) with label 0 has the gradient sigmoid(-x) by the 0."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(half)
+    x = every[every.isfinite()]
+    student = torch.stack([x, torch.zeros_like(x)], -1)
+    value, gradient = run(
+        fd.distillation_loss, {"student_logits": student}, student,
+        torch.zeros(x.numel(), dtype=torch.int64), soft_weight=0.0, hard_weight=1.0,
+        reduction="none", upstream=torch.ones(x.numel()), device=device,
+    )  # fmt: skip
+    exact = torch.nn.functional.softplus(-x.double())
+    torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=1e-6)
+    exact, info = torch.sigmoid(-x.double()), torch.finfo(half)
+    half_a_place = info.eps / 2 * exact.clamp_min(info.smallest_normal)
+    underflow = 2.0**-125  # the exponential is zero below
+    error = (gradient[:, 1].double() - exact).abs()
+    assert (error <= half_a_place + 1e-5 * exact + underflow).all()
+
+
 def error(value, true):
     """The largest error."""
     return (value.double() - true.double()).abs().max()

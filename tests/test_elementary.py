@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import randn, run
+from cases import assert_half_precision_is_read_and_written, randn, run
 
 import fastdistill as fd
 
@@ -60,22 +60,7 @@ def test_elementary_function_does_not_depend_on_the_lane(name, isa):
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_every_half_precision_number_is_read_and_written(half, isa):
-    """Through the cross entropy of (x, 0) with label 0, whose gradient by the 0 is sigmoid(-x)."""
-    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(half)
-    x = every[every.isfinite()]
-    student = torch.stack([x, torch.zeros_like(x)], -1)
-    value, gradient = run(
-        fd.distillation_loss, {"student_logits": student}, student,
-        torch.zeros(x.numel(), dtype=torch.int64), soft_weight=0.0, hard_weight=1.0,
-        reduction="none", upstream=torch.ones(x.numel()),
-    )  # fmt: skip
-    exact = torch.nn.functional.softplus(-x.double())
-    torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=1e-6)
-    exact, info = torch.sigmoid(-x.double()), torch.finfo(half)
-    half_a_place = info.eps / 2 * exact.clamp_min(info.smallest_normal)
-    underflow = 2.0**-125  # the exponential is zero below
-    error = (gradient[:, 1].double() - exact).abs()
-    assert (error <= half_a_place + 1e-5 * exact + underflow).all()
+    assert_half_precision_is_read_and_written(half)
 
 
 @pytest.mark.parametrize(("half", "dropped_bits"), [(torch.float16, 13), (torch.bfloat16, 16)])
