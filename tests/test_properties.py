@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import MONOTONE, SYMMETRIC, make_teacher, randn, run, top_k
+from cases import MONOTONE, SYMMETRIC, make_teacher, randn, rows, top_k
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,14 +17,6 @@ some = given(vocab=sizes, seed=st.integers(0, 10**6), scale=st.sampled_from([0.0
 
 def pair(vocab, seed, scale, dtype=torch.float64, rows=3):
     return tuple(randn(rows, vocab, seed=seed + i, scale=scale, dtype=dtype) for i in (0, 1))
-
-
-def rows(student, teacher, divergence, **config):
-    """(row values, gradient by the logits)."""
-    inputs = {"student_logits": student}
-    return run(
-        fd.distillation_loss, inputs, teacher, divergence=divergence, reduction="none", **config
-    )
 
 
 def same(actual, expected):

@@ -6,15 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import make_teacher, randn, run, top_k
+from cases import make_teacher, randn, rows, run, top_k
 
 import fastdistill as fd
 from fastdistill import _native
-
-
-def rows(student, teacher, **config):
-    inputs = {"student_logits": student}
-    return run(fd.distillation_loss, inputs, teacher, reduction="none", **config)
 
 
 def same(actual, expected):

@@ -6,7 +6,8 @@
 namespace fastdistill {
 namespace {
 
-/// exp(x - level) of a row, from its first sweep, so that later ones need no exp.
+/// exp(x - level) of a row, from its first sweep, so that later ones need no exp. What a gradient
+/// needs more than the teacher's takes their place.
 template <class S>
 struct KeptExps {
   S* student = nullptr;  // null: not kept
