@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 
@@ -13,6 +15,8 @@ from .cases import Case
 from .gemms import median_seconds
 from .inputs import Inputs
 from .provider import Provider, Runner
+
+_CALLS = 256
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,22 @@ FRESH_GRADIENT = Provider(
 what the system asks for it depends on what happened before."""
 
 
-def _exps_per_second(n: int = 1 << 15) -> float:
-    """Of one thread, on numbers that stay in its cache."""
-    x, y = torch.linspace(-20, 0, n), torch.empty(n)
-    arguments = (fd._C.Elementary.exp, x.data_ptr(), y.data_ptr(), n)
-    calls = 64
+def _exps_per_second(short: int = 1 << 10, long: int = 3 << 10) -> float:
+    """Of one thread, on numbers that stay in its first cache.
 
-    def run() -> None:
-        for _ in range(calls):
+    A call costs as much as hundreds of them, so two lengths are timed and their difference counts.
+    """
+    x, y = torch.linspace(-20, 0, long), torch.empty(long)
+
+    def seconds(n: int) -> float:
+        arguments = (fd._C.Elementary.exp, x.data_ptr(), y.data_ptr(), n)
+        start = time.perf_counter()
+        for _ in range(_CALLS):
             fd._C.evaluate(*arguments)
+        return time.perf_counter() - start
 
-    return calls * n / median_seconds(run)
+    more = median(seconds(long) - seconds(short) for _ in range(51))
+    return _CALLS * (long - short) / more
 
 
 def measure_machine(size: int = 256 << 20) -> Machine:

@@ -9,21 +9,23 @@ from pathlib import Path
 from . import report
 from .cases import Case
 from .limits import measure_machine
-from .suite import Limits, run_case
+from .suite import LEAST_TURNS, Limits, run_case
 
 
 def run(cases: Iterable[Case], limits: Limits, output: Path | None) -> None:
-    """Run the cases; ``output`` is written after each, so that a run can be cut short."""
-    machine = measure_machine()
-    facts = report.header() | machine.describe()
+    """Run the cases; ``output`` is written after each, so that a run can be cut short.
+
+    What the machine can do is measured anew for each: clocks and neighbours change within minutes.
+    """
+    facts = report.header() | measure_machine().describe()
     facts["timing"] = (
-        f"turns of two runs, the second counts; at most {limits.budget:g} s or 25 turns each, "
-        "times the patience of the case"
+        f"turns of two runs, the second counts; at most {limits.budget:g} s, times the patience of "
+        f"the case, or 25 turns each; of ours and of the limits at least {LEAST_TURNS}"
     )
     print("\n".join(f"{name:<28}{value}" for name, value in facts.items()), flush=True)
     rows, start = [], time.perf_counter()
     for case in cases:
-        rows += (new := run_case(case, machine, limits))
+        rows += (new := run_case(case, measure_machine(), limits))
         print(f"\n{report.format_table(new)}", flush=True)
         if output is not None:
             report.write_csv(output, facts, rows)

@@ -6,17 +6,15 @@ namespace fastdistill {
 namespace {
 
 void evaluate(Elementary function, const float* in, float* out, int64_t n) {
-  map_elements<float>(in, n, out, [&](Vec x) {
-    switch (function) {
-      case Elementary::kExp:
-        return exp(x);
-      case Elementary::kLog:
-        return log(x);
-      case Elementary::kTanh:
-        return tanh(x);
-    }
-    return x;
-  });
+  const auto map = [&](auto f) { map_elements<float>(in, n, out, f); };
+  switch (function) {
+    case Elementary::kExp:
+      return map([](Vec x) { return exp(x); });
+    case Elementary::kLog:
+      return map([](Vec x) { return log(x); });
+    case Elementary::kTanh:
+      return map([](Vec x) { return tanh(x); });
+  }
 }
 
 #define FD_KERNEL_FLOAT(D) row_kernel<D, float>,
