@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -40,20 +41,22 @@ def interleave(
     *,
     budget: float,
     most_rounds: int = 25,
+    least_turns: Mapping[str, int] = MappingProxyType({}),
     clock: Clock = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of the runs of each provider, which take turns.
 
     In its turn a provider runs twice and the second run counts. The first one meets what another
     provider left behind: that one's data in the caches, and freed memory to be mapped in again.
-    Every provider has one turn. Afterwards it takes part in a round only if one more run would, at
-    its last speed, keep the sum of its counted runs within ``budget`` seconds.
+    Every provider has one turn, or as many as ``least_turns`` gives it. Afterwards it takes part in
+    a round only if one more run would, at its last speed, keep the sum of its counted runs within
+    ``budget`` seconds.
     """
     samples: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(most_rounds):
         for name, runner in runners.items():
             own = samples[name]
-            if not own or sum(own) + own[-1] <= budget:
+            if len(own) < least_turns.get(name, 1) or sum(own) + own[-1] <= budget:
                 runner()
                 own.append(time_once(runner, clock))
     return samples

@@ -144,6 +144,24 @@ def test_a_slow_provider_leaves_when_its_budget_is_spent():
     assert samples == {"slow": [4.0, 4.0], "fast": [1.0] * 9}
 
 
+def test_a_slow_provider_has_its_least_turns():
+    now = itertools.count(step=10)
+    runners = dict.fromkeys("ab", lambda: None)
+    samples = measure.interleave(
+        runners, budget=5.0, most_rounds=9, least_turns={"a": 3}, clock=lambda: next(now)
+    )
+    assert samples == {"a": [10] * 3, "b": [10]}
+
+
+def test_ours_and_limits_are_timed_again_where_a_rival_is_not():
+    rows = suite.run_case(
+        TINY[0], MACHINE, suite.Limits(budget=0.0), [OURS, limits.FRESH_GRADIENT, TORCH[0]]
+    )
+    runs = {row.provider: row.runs for row in rows if row.ms_p50 is not None}
+    assert runs.pop(TORCH[0].name) == 1
+    assert runs == dict.fromkeys((OURS.name, limits.FRESH_GRADIENT.name), suite.LEAST_TURNS)
+
+
 def test_percentiles():
     assert measure.percentiles([0.001 * n for n in range(11)]) == pytest.approx(
         (0.002, 0.005, 0.008)
