@@ -65,8 +65,8 @@ struct FirstSweep {
   }
 
   /// Takes the whole tiles of a row, most of them straight from memory, where they are stored in a
-  /// way that allows it; returns the number of tokens taken. Those that would raise a level, or
-  /// have an infinite term of weight zero, are loaded by load(start).
+  /// way that allows it; returns the number of tokens taken. Those that rise too far above a
+  /// level, or have an infinite term of weight zero, are loaded by load(start).
   template <class Load>
   int64_t take_stored(const RowProblem& problem, int64_t index, Tile<S>& tile,
                       const KeptExps<S>& keep, Load load) {
@@ -144,7 +144,7 @@ struct FirstSweep {
       take_vector(i);
       take_vector(i + A::kWidth);
     }
-    if (max_lanes(sums.highest) > 0.0) return false;
+    if (max_lanes(sums.highest) > kHeadroom) return false;
     const double moments = sum_lanes(sums.student_moment) + sum_lanes(sums.teacher_moment);
     needs_care = moments != moments;
     if (needs_care) return false;

@@ -70,7 +70,7 @@ struct StudentSweep {
       store(to + i, e);
       sum = sum + e;
     });
-    if (max_lanes(highest) > 0.0) return false;
+    if (max_lanes(highest) > kHeadroom) return false;
     if (!kept.empty()) kept.level[start / kTile] = {soft.max, 0.0};
     soft.add(sum_lanes(sum));
     return true;

@@ -37,6 +37,10 @@ struct RowReader {
   }
 };
 
+/// How far above the level of its exps an element may lie. A row of random logits breaks its record
+/// half a dozen times, mostly by less, and then no tile has to be taken again for it.
+constexpr double kHeadroom = 2.0;
+
 /// Loops over the vectors of a tile.
 template <class S, class F>
 FD_INLINE void for_each_vector(int64_t n, F f) {
