@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <exception>
 #include <memory>
@@ -32,6 +34,44 @@ int rows_per_turn(int64_t vocab) {
   return vocab >= kElements ? 1 : static_cast<int>(kElements / vocab);
 }
 
+/// Rows, divided among workers: each has a block of its own and then helps with those of others.
+///
+/// Workers that took turns at neighbouring rows would touch new pages of the gradient at the same
+/// time. A system that learns only after it has cleared a huge page that another worker already has
+/// one there would clear most of them once for each worker.
+class SharedRows {
+ public:
+  SharedRows(int64_t rows, int64_t turn, int workers) : turn_(turn), blocks_(workers) {
+    const int64_t turns = (rows + turn - 1) / turn;
+    for (int i = 0; i < workers; ++i) {
+      blocks_[i].next = turns * i / workers * turn;
+      blocks_[i].end = std::min(turns * (i + 1) / workers * turn, rows);
+    }
+  }
+
+  /// Calls f(row) for rows that no other worker has or will have.
+  template <class F>
+  void for_each(int worker, F f) {
+    const int workers = static_cast<int>(blocks_.size());
+    for (int i = 0; i < workers; ++i) {
+      Block& block = blocks_[(worker + i) % workers];
+      int64_t start;
+      while ((start = block.next.fetch_add(turn_)) < block.end) {
+        const int64_t end = std::min(start + turn_, block.end);
+        for (int64_t row = start; row < end; ++row) f(row);
+      }
+    }
+  }
+
+ private:
+  struct Block {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  const int64_t turn_;
+  std::vector<Block> blocks_;
+};
+
 }  // namespace
 
 const std::vector<DivergenceInfo>& divergences() {
@@ -52,15 +92,13 @@ void run(const RowProblem& problem, int divergence, int threads) {
   const int used = turns < threads ? static_cast<int>(turns) : threads;
   std::vector<Scratch> scratch;  // allocated here: an exception must not leave a parallel region
   for (int i = 0; i < used; ++i) scratch.push_back(allocate_scratch(bytes));
-  int next_scratch = 0;
+  SharedRows rows(problem.rows, turn, used);
+  std::atomic<int> next_worker{0};
 #pragma omp parallel num_threads(used)
   {
-    int mine;
-#pragma omp atomic capture
-    mine = next_scratch++;
-    void* memory = scratch[static_cast<size_t>(mine)].get();
-#pragma omp for schedule(dynamic, turn)
-    for (int64_t row = 0; row < problem.rows; ++row) kernel(problem, row, memory);
+    const int worker = next_worker++;
+    void* memory = scratch[static_cast<size_t>(worker)].get();
+    rows.for_each(worker, [&](int64_t row) { kernel(problem, row, memory); });
   }
 }
 
