@@ -194,16 +194,19 @@ double measure(const D& divergence, const RowReader<S>& row, const RowProblem& p
   return max(sums.value, 0.0);
 }
 
-/// Whether what the sweeps of a row kept is all that the gradient of D needs.
+/// Whether the gradient of D comes from what the sweeps of a row kept, with the student's logits
+/// or, if kGradientIsKept, without them.
+template <class D, class S>
+inline constexpr bool kGradientFromKept = D::kSlopeIsGap || D::kSlopeIsRatio || kSumsApart<D, S>;
 template <class D, class S>
 inline constexpr bool kGradientIsKept =
-    D::kSlopeIsGap || D::kSlopeIsRatio ||
-    (kSumsApart<D, S> && (D::kEntropies & kStudentEntropy) == 0);
+    kGradientFromKept<D, S> && !(kSumsApart<D, S> && (D::kEntropies & kStudentEntropy) != 0);
 
 /// weight dD/dx of token i of a tile, from what the sweeps of its row kept, as a function of i.
-template <class D, class S>
+/// x(i) is the student's logit, which is not looked at if kGradientIsKept.
+template <class D, class S, class Logit>
 FD_INLINE auto gradient_of_kept(const D& divergence, const RowStats& stats, double weight,
-                                const KeptExps<S>& kept, int64_t start) {
+                                const KeptExps<S>& kept, int64_t start, Logit x) {
   using A = Arithmetic<S>;
   using V = typename A::Value;
   const S *of_student = kept.student + start, *other = kept.teacher + start;
@@ -224,8 +227,11 @@ FD_INLINE auto gradient_of_kept(const D& divergence, const RowStats& stats, doub
   } else {
     const double own = divergence.student_weight();
     const V scale_q(weight * own * factor.student), mean(stats.slope / own);
+    const Normalizer<V> log_q(stats.student_lse);
     return [=](int64_t i) {
-      return A::load_from(of_student + i) * scale_q * (-A::load_from(other + i) - mean);
+      V slope = -A::load_from(other + i);
+      if constexpr (!kGradientIsKept<D, S>) slope = finite(log_q(x(i))) + slope;
+      return A::load_from(of_student + i) * scale_q * (slope - mean);
     };
   }
 }
@@ -237,18 +243,10 @@ FD_INLINE void divergence_gradient(const D& divergence, const RowStats& stats, d
                                    const KeptExps<S>& kept = {}) {
   using V = typename Arithmetic<S>::Value;
   using A = Arithmetic<S>;
-  if constexpr (kKept && kGradientIsKept<D, S>) {
-    const auto gradient = gradient_of_kept(divergence, stats, weight, kept, start);
+  if constexpr (kKept && kGradientFromKept<D, S>) {
+    const auto x = [&](int64_t i) { return A::load_from(tile.student + i); };
+    const auto gradient = gradient_of_kept(divergence, stats, weight, kept, start, x);
     for_each_vector<S>(n, [&](int64_t i) { store(tile.gradient + i, gradient(i)); });
-  } else if constexpr (kKept && kSumsApart<D, S>) {
-    const double own = divergence.student_weight();
-    const V scale_q(weight * own * kept.level[start / kTile].student), mean(stats.slope / own);
-    const Normalizer<V> normalize(stats.student_lse);
-    for_each_vector<S>(n, [&](int64_t i) {
-      const V by_q = finite(normalize(A::load_from(tile.student + i))) -
-                     A::load_from(kept.teacher + start + i);
-      store(tile.gradient + i, A::load_from(kept.student + start + i) * scale_q * (by_q - mean));
-    });
   } else {
     const V w(weight), slope_sum(stats.slope), log_sum(stats.log_sum);
     const TileTokens<kKept, S> tokens(tile, stats, kept, start);

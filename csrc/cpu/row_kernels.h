@@ -108,23 +108,50 @@ TilePair load_with_made_teacher(const void* source, int64_t start, int64_t n, Ti
           0.0};
 }
 
+/// Stores the gradient of a row without a tile in between, from what its sweeps kept and the stored
+/// logits; returns the number of tokens done: all of them, those of whole tiles, or none.
+template <class D, class S>
+int64_t store_gradient_of_kept(const D& divergence, const Row<S>& row, double weight) {
+  using V = typename Arithmetic<S>::Value;
+  const RowProblem& problem = row.problem;
+  const auto gradient_at = [&](int64_t start, auto x) {
+    return gradient_of_kept(divergence, row.stats, weight, row.work.kept, start, x);
+  };
+  if constexpr (kGradientIsKept<D, S>) {
+    const auto none = [](int64_t) { return V(0.0); };
+    for (int64_t start = 0; start < problem.vocab; start += kTile) {
+      const int64_t n = problem.vocab - start < kTile ? problem.vocab - start : kTile;
+      store_row_elements<S>(problem, row.index, start, n, gradient_at(start, none));
+    }
+    return problem.vocab;
+  } else {
+    const int64_t size = problem.vocab / kTile * kTile;
+    const auto store_row = [&](auto x) {
+      using T = typename decltype(x)::Stored;  // that of the gradient, too
+      T* to = static_cast<T*>(problem.gradient.data) + row.index * problem.gradient.row_stride;
+      for (int64_t start = 0; start < size; start += kTile) {
+        const auto x_at = [=](int64_t i) { return x(start + i); };
+        store_elements<S>(to + start, kTile, gradient_at(start, x_at));
+      }
+    };
+    return visit_scaled<S>(problem.student, problem.temperature, row.index, store_row) ? size : 0;
+  }
+}
+
 template <bool kKept, class D, class S>
 void store_full_gradient(const D& divergence, const Row<S>& row, const RowReader<S>& reader) {
   Tile<S>& tile = row.work.tile;
   const double weight = by_stored_logit(row.problem, row.problem.grad_soft[row.index]);
-  constexpr bool kFromKept = kKept && kGradientIsKept<D, S>;
-  // What is to be added to the gradient, or multiplies it, depends on the student's logits.
-  const bool is_whole = !row.has_label() && row.problem.student.softcap == 0.0;
-  for (int64_t start = 0; start < reader.size; start += kTile) {
+  constexpr bool kFromKept = kKept && kGradientFromKept<D, S>;
+  int64_t start = 0;
+  if constexpr (kFromKept) {
+    // What is to be added to the gradient, or multiplies it, is made tile by tile.
+    const bool is_whole = !row.has_label() && row.problem.student.softcap == 0.0;
+    if (is_whole) start = store_gradient_of_kept(divergence, row, weight);
+  }
+  for (; start < reader.size; start += kTile) {
     const int64_t n = reader.size - start < kTile ? reader.size - start : kTile;
     if constexpr (kFromKept) {
-      if (is_whole) {
-        const auto gradient = gradient_of_kept(divergence, row.stats, weight, row.work.kept, start);
-        store_row_elements<S>(row.problem, row.index, start, n, gradient);
-        continue;
-      }
-    }
-    if constexpr (kFromKept || (kKept && kSumsApart<D, S>)) {
       load_tile(row.problem.student, row.problem.temperature, row.index, start, n, tile.student);
     } else {
       reader.load(reader.source, start, n, tile);

@@ -107,6 +107,7 @@ template <class S, class T, bool kUnit>
 struct ScaledRow {
   using A = Arithmetic<S>;
   using V = typename A::Value;
+  using Stored = T;
   const T* z;
   V factor;
   FD_INLINE V operator()(int64_t i) const {
