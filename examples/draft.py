@@ -14,11 +14,15 @@ from fastdistill.cli.recipes import run_recipe
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--quick", action="store_true", help="in a minute, for a look")
+parser.add_argument("--teacher", type=Path, help="a Llama in Hugging Face format")
 parser.add_argument("--output", type=Path, default=Path("draft"))
 arguments = parser.parse_args()
 
 dtype, _ = resolve_dtype("auto")
-report = run_recipe("draft", arguments.output, Console(), dtype=dtype, quick=arguments.quick)
+report = run_recipe(
+    "draft", arguments.output, Console(),
+    dtype=dtype, teacher=arguments.teacher, quick=arguments.quick,
+)  # fmt: skip
 
 print("share of sampled draft tokens that the teacher accepts:")
 for draft in report["drafts"]:

@@ -14,11 +14,15 @@ from fastdistill.cli.recipes import run_recipe
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--quick", action="store_true", help="in a minute, for a look")
+parser.add_argument("--teacher", type=Path, help="a Llama in Hugging Face format")
 parser.add_argument("--output", type=Path, default=Path("on-policy"))
 arguments = parser.parse_args()
 
 dtype, _ = resolve_dtype("auto")
-report = run_recipe("on-policy", arguments.output, Console(), dtype=dtype, quick=arguments.quick)
+report = run_recipe(
+    "on-policy", arguments.output, Console(),
+    dtype=dtype, teacher=arguments.teacher, quick=arguments.quick,
+)  # fmt: skip
 
 print("KL(student || teacher) on the student's own text, from that of the warm-up:")
 start = report["start"]["held_out"]["student"]["reverse_kl"]

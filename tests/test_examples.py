@@ -57,8 +57,8 @@ def test_study_has_its_options(script):
     run = subprocess.run(
         [sys.executable, script, "--help"], capture_output=True, text=True, check=True
     )
-    assert "--quick" in run.stdout
-    assert "--output" in run.stdout
+    for option in ("--quick", "--teacher", "--output"):
+        assert option in run.stdout
 
 
 def test_importing_the_package_imports_no_framework():

@@ -358,8 +358,8 @@ def test_draft_as_deep_as_its_teacher_is_an_error(
 
 
 @pytest.mark.slow
-def test_distilled_drafts_beat_one_that_is_not(tmp_path: Path) -> None:
-    study, printed = quick_study("draft.py", tmp_path / "run")
+def test_distilled_drafts_beat_one_that_is_not(smollm2: Path, tmp_path: Path) -> None:
+    study, printed = quick_study("draft.py", smollm2, tmp_path / "run")
     assert "4 layers, ForwardKL, text of the teacher: " in printed
     before, *trained = study["drafts"]
     assert before["loss"] is None

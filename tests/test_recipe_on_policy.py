@@ -357,8 +357,8 @@ def test_resume_in_another_dtype_is_an_error(
 
 
 @pytest.mark.slow
-def test_distillation_beats_what_it_is_compared_with(tmp_path: Path) -> None:
-    study, printed = quick_study("on_policy.py", tmp_path / "run")
+def test_distillation_beats_what_it_is_compared_with(smollm2: Path, tmp_path: Path) -> None:
+    study, printed = quick_study("on_policy.py", smollm2, tmp_path / "run")
     assert "reverse_kl on text of the student: " in printed
     undistilled, start = study["undistilled"]["held_out"], study["start"]["held_out"]
     ways = {(way["writer"], way["divergence"]): way["held_out"] for way in study["ways"]}

@@ -378,8 +378,8 @@ def test_study_killed_while_a_student_is_judged_finds_the_same(
 
 
 @pytest.mark.slow
-def test_distillation_beats_what_it_is_compared_with(tmp_path: Path) -> None:
-    study, printed = quick_study("quantised_student.py", tmp_path / "run")
+def test_distillation_beats_what_it_is_compared_with(smollm2: Path, tmp_path: Path) -> None:
+    study, printed = quick_study("quantised_student.py", smollm2, tmp_path / "run")
     assert "distilled" in printed
     students = study["students"]
     distilled = students["distilled"]
