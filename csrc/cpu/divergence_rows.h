@@ -194,16 +194,16 @@ double measure(const D& divergence, const RowReader<S>& row, const RowProblem& p
   return max(sums.value, 0.0);
 }
 
-/// Whether the gradient of D comes from what the sweeps of a row kept, with the student's logits
-/// or, if kGradientIsKept, without them.
+/// Whether the gradient of D comes from what the sweeps of a row kept, and whether it takes the
+/// student's logits beside that.
 template <class D, class S>
 inline constexpr bool kGradientFromKept = D::kSlopeIsGap || D::kSlopeIsRatio || kSumsApart<D, S>;
 template <class D, class S>
-inline constexpr bool kGradientIsKept =
-    kGradientFromKept<D, S> && !(kSumsApart<D, S> && (D::kEntropies & kStudentEntropy) != 0);
+inline constexpr bool kGradientTakesLogits =
+    kSumsApart<D, S> && (D::kEntropies & kStudentEntropy) != 0;
 
 /// weight dD/dx of token i of a tile, from what the sweeps of its row kept, as a function of i.
-/// x(i) is the student's logit, which is not looked at if kGradientIsKept.
+/// x(i) is the student's logit, which is looked at if kGradientTakesLogits.
 template <class D, class S, class Logit>
 FD_INLINE auto gradient_of_kept(const D& divergence, const RowStats& stats, double weight,
                                 const KeptExps<S>& kept, int64_t start, Logit x) {
@@ -230,7 +230,7 @@ FD_INLINE auto gradient_of_kept(const D& divergence, const RowStats& stats, doub
     const Normalizer<V> log_q(stats.student_lse);
     return [=](int64_t i) {
       V slope = -A::load_from(other + i);
-      if constexpr (!kGradientIsKept<D, S>) slope = finite(log_q(x(i))) + slope;
+      if constexpr (kGradientTakesLogits<D, S>) slope = finite(log_q(x(i))) + slope;
       return A::load_from(of_student + i) * scale_q * (slope - mean);
     };
   }
