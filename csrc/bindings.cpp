@@ -24,12 +24,6 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-void check_logits(const Logits& logits, int64_t width, int64_t rows, const char* message) {
-  require(logits.data != nullptr &&
-              (rows <= 1 || logits.row_stride == 0 || logits.row_stride >= width),
-          message);
-}
-
 /// Everything but what only the data can tell: the ids and the labels.
 void check(const RowProblem& p, int divergence, const std::vector<double>& parameters) {
   require(0 <= divergence && divergence < static_cast<int>(divergences().size()),
@@ -40,9 +34,9 @@ void check(const RowProblem& p, int divergence, const std::vector<double>& param
   require(p.rows >= 0 && p.vocab >= 1, "rows must be >= 0 and vocab >= 1");
   require(p.temperature > 0.0, "temperature must be > 0");
   if (p.rows == 0) return;
-  check_logits(p.student, p.vocab, p.rows, "student logits: null pointer or rows that overlap");
+  require(p.student.data != nullptr, "student logits: null pointer");
   if (p.top_k.k == 0) {
-    check_logits(p.teacher, p.vocab, p.rows, "teacher logits: null pointer or rows that overlap");
+    require(p.teacher.data != nullptr, "teacher logits: null pointer");
   } else {
     require(p.top_k.ids != nullptr && p.top_k.log_p != nullptr, "top-k: null pointer");
     require(p.top_k.tail_log_prob != nullptr || p.top_k.tail == Tail::kRenormalize ||
@@ -55,18 +49,17 @@ void check(const RowProblem& p, int divergence, const std::vector<double>& param
   }
   require(p.mode != Mode::kBackward || p.stats != nullptr, "stats: null pointer");
   if (p.mode != Mode::kForward) {
-    require(p.gradient_width >= p.vocab && p.gradient.row_stride != 0 &&
-                p.gradient.dtype == p.student.dtype,
-            "gradient must have the student's dtype, its own rows and at least vocab columns");
-    check_logits(p.gradient, p.gradient_width, p.rows,
-                 "gradient: null pointer or rows that overlap");
+    require(p.gradient.data != nullptr, "gradient: null pointer");
+    require(p.gradient.dtype == p.student.dtype && p.gradient_width >= p.vocab &&
+                (p.rows == 1 || p.gradient.row_stride >= p.gradient_width),
+            "gradient must have the student's dtype, at least vocab columns and rows of its own");
     require(p.grad_soft != nullptr && (p.labels == nullptr || p.grad_hard != nullptr),
             "upstream gradients: null pointer");
   }
 }
 
 void check_data(const RowProblem& p) {
-  require(p.top_k.k == 0 || !find_bad_id(p.top_k, p.rows, p.vocab).found(),
+  require(p.top_k.k == 0 || !find_bad_id(p.top_k, p.counted, p.rows, p.vocab).found(),
           "top-k: id out of range or repeated");
   for (int64_t row = 0; p.labels != nullptr && row < p.rows; ++row) {
     const bool counted = p.counted == nullptr || p.counted[row];
@@ -137,6 +130,7 @@ void run_problem(Mode mode, int divergence, const std::vector<double>& parameter
   if (gradient != nullptr) p.gradient = *gradient;
   p.gradient_width = gradient_width;
   p.parameters = parameters.data();
+  require(threads >= 1, "threads must be >= 1");
   check(p, divergence, parameters);
   if (!stream.has_value()) check_data(p);
   const py::gil_scoped_release release;
@@ -147,8 +141,8 @@ void run_problem(Mode mode, int divergence, const std::vector<double>& parameter
   }
 }
 
-py::object bad_id(const TopK& top_k, int64_t rows, int64_t vocab) {
-  const BadId bad = find_bad_id(top_k, rows, vocab);
+py::object bad_id(const TopK& top_k, uintptr_t counted, int64_t rows, int64_t vocab) {
+  const BadId bad = find_bad_id(top_k, pointer<const bool>(counted), rows, vocab);
   if (!bad.found()) return py::none();
   return py::make_tuple(bad.row, bad.slot, bad.id);
 }
@@ -174,8 +168,8 @@ PYBIND11_MODULE(_C, m) {
       py::arg("threads") = 1, py::arg("stream") = py::none(),
       "Runs the rows of one problem; addresses are integers, 0 for absent. With a stream they are\n"
       "on the current CUDA device, ids and labels are not checked, and the call does not wait.");
-  m.def("bad_id", &bad_id, py::arg("top_k"), py::arg("rows"), py::arg("vocab"),
-        "(row, slot, id) of the first id out of range or repeated in its row, or None.");
+  m.def("bad_id", &bad_id, py::arg("top_k"), py::arg("counted"), py::arg("rows"), py::arg("vocab"),
+        "(row, slot, id) of the first id out of range or repeated in a row that counts, or None.");
   m.def("advise_huge_pages",
         [](uintptr_t data, int64_t bytes) { advise_huge_pages(pointer<void>(data), bytes); });
   m.def("divergences", &list_divergences, "(name, number of parameters) in kernel order.");
@@ -187,9 +181,12 @@ PYBIND11_MODULE(_C, m) {
       .value("exp", Elementary::kExp)
       .value("log", Elementary::kLog)
       .value("tanh", Elementary::kTanh);
-  m.def("evaluate", [](Elementary function, uintptr_t in, uintptr_t out, int64_t n) {
-    kernel_table().evaluate(function, pointer<const float>(in), pointer<float>(out), n);
-  });
+  m.def(
+      "evaluate",
+      [](Elementary function, uintptr_t in, uintptr_t out, int64_t n) {
+        kernel_table().evaluate(function, pointer<const float>(in), pointer<float>(out), n);
+      },
+      "The function of n floats. `out` has room for 16 more: the last vector is written whole.");
   m.attr("ROW_STATS") = kRowStats;
   m.attr("ROW_METRICS") = kRowMetrics;
   m.attr("COMPILER") = FD_COMPILER;

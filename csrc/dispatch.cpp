@@ -110,9 +110,10 @@ void advise_huge_pages(void* data, int64_t bytes) {
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
-BadId find_bad_id(const TopK& top_k, int64_t rows, int64_t vocab) {
+BadId find_bad_id(const TopK& top_k, const bool* counted, int64_t rows, int64_t vocab) {
   std::vector<int64_t> seen_in_row(static_cast<size_t>(vocab), -1);
   for (int64_t row = 0; row < rows; ++row) {
+    if (counted != nullptr && !counted[row]) continue;
     for (int64_t slot = 0; slot < top_k.k; ++slot) {
       const int64_t id = top_k.ids[row * top_k.ids_stride + slot];
       if (id == -1) continue;

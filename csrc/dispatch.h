@@ -24,11 +24,12 @@ void run(const RowProblem& problem, int divergence, int threads);
 /// gradient cost more than its arithmetic.
 void advise_huge_pages(void* data, int64_t bytes);
 
-/// The first slot whose id is outside [-1, vocab) or repeats an earlier one of its row.
+/// The first slot whose id is outside [-1, vocab) or repeats an earlier one of its row. Rows that
+/// do not count, where `counted` says so, are not looked at.
 struct BadId {
   int64_t row = -1, slot = -1, id = 0;
   bool found() const { return row >= 0; }
 };
-BadId find_bad_id(const TopK& top_k, int64_t rows, int64_t vocab);
+BadId find_bad_id(const TopK& top_k, const bool* counted, int64_t rows, int64_t vocab);
 
 }  // namespace fastdistill

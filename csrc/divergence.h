@@ -315,7 +315,8 @@ struct Observed {
 template <class V>
 FD_INLINE Observed<V> observe(const Token<V>& t) {
   const V r = t.log_p - t.log_q;
-  return {excess(t.p, t.q, r), excess(t.q, t.p, -r), min(t.p, t.q), -weighted(t.q, t.log_q),
+  const V overlap = select(t.q == t.q, min(t.p, t.q), t.q);  // min lets a NaN of p through
+  return {excess(t.p, t.q, r), excess(t.q, t.p, -r), overlap, -weighted(t.q, t.log_q),
           -weighted(t.p, t.log_p)};
 }
 

@@ -13,8 +13,9 @@ FD_INLINE S level_of(S max) {
 
 /// sum exp(x) = exp(max) * sum and, with the same weights, moment = sum exp(x - max) f.
 ///
-/// The maximum is raised before a tile is added, so no term is ever scaled by more than one; the
-/// merge order is the order of the tiles, which makes the result independent of threads.
+/// `max` is the level that exps are taken from: the maximum, raised before a tile is added, or a
+/// little less where a sweep leaves its tiles headroom. The merge order is the order of the tiles,
+/// which makes the result independent of threads.
 /// kCentred: f is x - max itself, whose values move with the maximum.
 template <class S, bool kCentred = false>
 struct OnlineSoftmax {

@@ -24,7 +24,8 @@ struct Logits {
 ///  kUniform      every unlisted token has the same share of the tail mass
 enum class Tail : int { kBucket, kRenormalize, kZero, kUniform };
 
-/// (rows, k) ids and log-probabilities; slots with id -1 or log-probability -inf are empty.
+/// (rows, k) ids and log-probabilities; slots with id -1 or log-probability -inf are empty. The ids
+/// of a row are distinct but for -1, also those of other empty slots.
 struct TopK {
   const int64_t* ids = nullptr;
   const void* log_p = nullptr;  // float, or double where the student is float64
@@ -41,7 +42,7 @@ struct RowStats {
   double teacher_lse;  // likewise; 0 where the teacher comes as log-probabilities
   double slope;        // R of divergence.h
   double log_sum;      // of divergences that are the logarithm of a sum
-  double tail_lse;     // kBucket: of the student's unlisted tokens
+  double tail_lse;     // kBucket: of the student's unlisted tokens, whose gradient is made of it
   double hard_lse;     // of the student at T = 1, where labels are given
 };
 inline constexpr int kRowStats = sizeof(RowStats) / sizeof(double);

@@ -56,6 +56,18 @@ def test_dense_metrics_match_float64(batch, loss_divergence, num_items):
     assert metrics.student_mass is None
 
 
+@pytest.mark.parametrize("side", ["student", "teacher", "both"])
+def test_what_is_nan_is_never_accepted(batch, side, isa):
+    student, teacher, *_ = batch
+    for name, logits in (("student", student), ("teacher", teacher)):
+        if side in (name, "both"):
+            logits[1, 2100] = torch.nan
+    _, metrics = fd.distillation_loss(student, teacher, return_metrics=True)
+    for name in DENSE:
+        known = name == {"student": "teacher", "teacher": "student"}.get(side, "") + "_entropy"
+        assert bool(getattr(metrics, name).isnan()) != known, name
+
+
 @pytest.mark.parametrize("tail", fd.teachers.TAILS)
 def test_listed_metrics_match_float64(batch, tail):
     student, teacher, weights, mask = batch

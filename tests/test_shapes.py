@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import make_teacher, randn, rows, run, top_k
+from cases import close, make_teacher, randn, rows, run, top_k, true_rows
 
 import fastdistill as fd
-from fastdistill import _native
+from fastdistill import _native, _rows
 
 
 def same(actual, expected):
@@ -230,6 +230,28 @@ def test_no_counted_row_gives_a_connected_zero(kind, how, reduced):
         assert all((gradient == 0).all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("counting", ["1111111", "0000000", "0000111", "1000001", "0110101"])
+def test_no_logits_are_made_of_rows_that_do_not_count(counting, reduction, monkeypatch):
+    """In pieces of three rows of a teacher's head; what its other rows hold is not looked at."""
+    monkeypatch.setattr(_rows, "rows_that_fit", lambda *_: 3)
+    made, logits = [], _rows.Head.logits
+
+    def spy(head, hidden, out):
+        made.append(hidden.shape[0])
+        logits(head, hidden, out)
+
+    monkeypatch.setattr(_rows.Head, "logits", spy)
+    mask = torch.tensor([digit == "1" for digit in counting])
+    student, teacher = randn(7, 33), make_teacher("head", 7, 33)
+    config = {"mask": mask, "reduction": reduction}
+    expected = true_rows(student, teacher, "forward_kl", **config)
+    teacher.hidden[~mask] = torch.nan
+    close(rows(student, teacher, **config), expected)
+    passes = 2 if reduction == "none" else 1
+    assert sum(made) == passes * mask.sum()
+
+
 def test_weights_that_sum_to_zero():
     value, gradient = run(
         fd.distillation_loss, {"student_logits": randn(4, 33)}, randn(4, 33, seed=1),
@@ -256,6 +278,14 @@ def far_rows(count, vocab, stride, dtype=torch.bfloat16):
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
     memory = torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=dtype)
     return memory.as_strided((count, vocab), (stride, 1))
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_rows_that_overlap(side):
+    """Windows over one sequence of numbers, say."""
+    windows, others = randn(40).unfold(0, 33, 1), randn(8, 33, seed=1)
+    pair = (windows, others) if side == "student" else (others, windows)
+    same(rows(*pair), rows(*(t.clone() for t in pair)))
 
 
 def test_rows_further_apart_than_32_bits_can_count():

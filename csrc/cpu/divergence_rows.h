@@ -98,7 +98,9 @@ Sums<double> sweep_sums(const D& divergence, const RowReader<S>& row, Tile<S>& t
       V largest(-__builtin_inf());
       for_each_vector<S>(n,
                          [&](int64_t i) { largest = max(largest, divergence(tokens(i)).value); });
-      const V shift(state.raise(max_lanes(largest)));
+      const double tile_max = max_lanes(largest);
+      if (tile_max == __builtin_inf()) return state.push(tile_max, 1.0);  // as in push_power
+      const V shift(state.raise(tile_max));
       for_each_vector<S>(n, [&](int64_t i) {
         const Term<V> term = divergence(tokens(i));
         const V weight = exp(term.value - shift);

@@ -14,7 +14,6 @@ enum class Elementary : int { kExp, kLog, kTanh };
 /// What one instruction set offers. Filled by the file of that instruction set.
 struct KernelTable {
   const char* name;
-  int lanes;
   const RowKernel* float_kernels;  // by divergence, in the order of FASTDISTILL_DIVERGENCES
   const RowKernel* double_kernels;
   int64_t (*scratch_bytes)(const RowProblem&);

@@ -30,7 +30,7 @@ constexpr RowKernel kDoubleKernels[] = {FASTDISTILL_DIVERGENCES(FD_KERNEL_DOUBLE
 #define FD_TABLE_SYMBOL(isa) FD_CONCATENATE(isa, _table)
 
 extern const KernelTable FD_TABLE_SYMBOL(FD_ISA);
-const KernelTable FD_TABLE_SYMBOL(FD_ISA) = {FD_TABLE_NAME(FD_ISA), kLanes,        kFloatKernels,
-                                             kDoubleKernels,        scratch_bytes, evaluate};
+const KernelTable FD_TABLE_SYMBOL(FD_ISA) = {FD_TABLE_NAME(FD_ISA), kFloatKernels, kDoubleKernels,
+                                             scratch_bytes, evaluate};
 
 }  // namespace fastdistill

@@ -45,7 +45,8 @@ RowMetrics sweep_dense_metrics(const RowReader<S>& row, const RowStats& stats, T
     student.push(tile.student, n, start, tile_max.student);
     teacher.push(tile.teacher, n, start, tile_max.teacher);
   });
-  sums.top1_agreement = student.index == teacher.index ? 1.0 : 0.0;
+  // In a row that is NaN nothing is the largest.
+  sums.top1_agreement = (student.index == teacher.index ? 1.0 : 0.0) + 0.0 * sums.acceptance_rate;
   return sums;
 }
 

@@ -41,7 +41,8 @@ struct Workspace {
   static int64_t bytes(const RowProblem& problem) {
     const int64_t tiles = tiles_of(problem.vocab), entries = problem.top_k.k + 1;
     int64_t sum = sizeof(Tile<S>) + 8 * (tiles + 2 + entries) + 3 * entries * sizeof(S);
-    if (may_keep_exps(problem)) sum += tiles * (2 * kTile * sizeof(S) + sizeof(TilePair));
+    const int64_t sides = problem.top_k.k == 0 ? 2 : 1;
+    if (may_keep_exps(problem)) sum += tiles * (sides * kTile * sizeof(S) + sizeof(TilePair));
     return sum;
   }
 };
@@ -63,6 +64,7 @@ struct Row {
   bool wants_values() const { return problem.mode != Mode::kBackward; }
   bool wants_metrics() const { return problem.metrics != nullptr; }
   bool wants_gradient() const { return problem.mode != Mode::kForward; }
+  bool wants_soft_gradient() const { return wants_gradient() && problem.grad_soft[index] != 0.0; }
 };
 
 template <class S>
@@ -71,8 +73,10 @@ void write_values(const Row<S>& row, double soft) {
   problem.soft[row.index] = soft;
   if (row.has_label()) {
     const int64_t label = problem.labels[row.index];
-    const double logit = load_one<S>(problem.student, 1.0, row.index, label);
-    problem.hard[row.index] = row.stats.hard_lse - logit;
+    // Rounded like the elements of the sum: nothing is left over at a label that is certain.
+    const S x = load_one<S>(problem.student, problem.temperature, row.index, label);
+    const S logit = x * static_cast<S>(problem.temperature);
+    problem.hard[row.index] = row.stats.hard_lse - static_cast<double>(logit);
   }
   if (problem.stats != nullptr) problem.stats[row.index] = row.stats;
 }

@@ -80,6 +80,20 @@ void store_full_gradient(const D& divergence, const Row<S>& row, const RowReader
   }
 }
 
+/// The gradient of the cross entropy alone. Where the divergence has no weight, an infinite one has
+/// no part in the gradient either.
+template <class S>
+void store_hard_gradient(const Row<S>& row) {
+  const RowProblem& problem = row.problem;
+  Tile<S>& tile = row.work.tile;
+  for (int64_t start = 0; start < problem.vocab; start += kTile) {
+    const int64_t n = problem.vocab - start < kTile ? problem.vocab - start : kTile;
+    load_tile(problem.student, problem.temperature, row.index, start, n, tile.student);
+    memset(tile.gradient, 0, sizeof tile.gradient);
+    finish_tile(row, start, n, tile);
+  }
+}
+
 template <class D, class S>
 void dense_row(const D& divergence, Row<S>& row) {
   Tile<S>& tile = row.work.tile;
@@ -94,7 +108,7 @@ void dense_row(const D& divergence, Row<S>& row) {
       row.problem.metrics[row.index] = sweep_dense_metrics(reader, row.stats, tile);
     }
   }
-  if (!row.wants_gradient()) return;
+  if (!row.wants_soft_gradient()) return;
   if (row.work.kept.empty()) {
     store_full_gradient<false>(divergence, row, reader);
   } else {
@@ -150,7 +164,7 @@ void made_row(const D& divergence, Row<S>& row) {
       write_listed_metrics(row);
     }
   }
-  if (row.wants_gradient()) store_full_gradient<false>(divergence, row, reader);
+  if (row.wants_soft_gradient()) store_full_gradient<false>(divergence, row, reader);
 }
 
 /// Fills listed.x, and the tail as one more entry for kBucket; returns the size of the short row.
@@ -190,13 +204,15 @@ double measure_short_row(const D& divergence, Row<S>& row, const RowReader<S>& r
 /// The gradient over the vocabulary from that over the short row: an unlisted token gets its share
 /// exp(x - tail_lse) of the tail's, a listed one its own.
 template <class S>
-void spread_gradient(const Row<S>& row, double tail_gradient, Tile<S>& tile) {
+void spread_gradient(const Row<S>& row, bool has_tail, Tile<S>& tile) {
   using A = Arithmetic<S>;
   using V = typename A::Value;
   const RowProblem& problem = row.problem;
   const Listed<S>& listed = row.work.listed;
   const KeptExps<S>& kept = row.work.kept;
-  const Normalizer<V> share(level_of(row.stats.tail_lse));
+  constexpr double kNoShare = 1e30;  // an exp of zero, which a level that is no tail's may not be
+  const Normalizer<V> share(has_tail ? level_of(row.stats.tail_lse) : kNoShare);
+  const double tail_gradient = has_tail ? static_cast<double>(listed.gradient[listed.count]) : 0.0;
   const bool needs_logits = kept.empty() || row.has_label() || problem.student.softcap != 0.0;
   for (int64_t start = 0, j = 0; start < problem.vocab; start += kTile, ++j) {
     const int64_t n = problem.vocab - start < kTile ? problem.vocab - start : kTile;
@@ -234,14 +250,13 @@ void short_row(const D& divergence, Row<S>& row) {
     write_values(row, measure_short_row(divergence, row, reader));
     if (row.wants_metrics()) write_listed_metrics(row);
   }
-  if (!row.wants_gradient()) return;
+  if (!row.wants_soft_gradient()) return;
   const double weight = by_stored_logit(row.problem, row.problem.grad_soft[row.index]);
   reader.for_each_tile(tile, [&](int64_t start, int64_t n, TilePair) {
     divergence_gradient<false>(divergence, row.stats, weight, start, n, tile);
     memcpy(listed.gradient + start, tile.gradient, n * sizeof(S));
   });
-  const bool has_tail = reader.size > listed.count;
-  spread_gradient(row, has_tail ? static_cast<double>(listed.gradient[listed.count]) : 0.0, tile);
+  spread_gradient(row, reader.size > listed.count, tile);
 }
 
 // ---- the entry --------------------------------------------------------------------------------
@@ -275,7 +290,10 @@ void row_kernel(const RowProblem& problem, int64_t index, void* scratch) {
       made_row(divergence, row);
     }
   }
-  if (row.wants_gradient()) zero_gradient(problem, index, problem.vocab);
+  if (row.wants_gradient()) {
+    if (!row.wants_soft_gradient()) store_hard_gradient(row);
+    zero_gradient(problem, index, problem.vocab);
+  }
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ struct RowReader {
   const void* source;
   TilePair (*load)(const void* source, int64_t start, int64_t n, Tile<S>& tile);
 
-  /// Calls f(n, maxima) for each tile in order.
+  /// Calls f(start, n, maxima) for each tile in order.
   template <class F>
   FD_INLINE void for_each_tile(Tile<S>& tile, F f) const {
     for_each_tile_from(0, tile, f);
@@ -101,11 +101,12 @@ void push_hard(OnlineSoftmax<double>& state, const Tile<S>& tile, int64_t n, dou
                double temperature) {
   using A = Arithmetic<S>;
   using V = typename A::Value;
-  // The level is a number of S, so that the exps are taken from it exactly.
-  const V t(temperature), shift(state.raise(static_cast<S>(tile_max * temperature)));
+  // Level and products are numbers of S, so that the exps are taken exactly.
+  const S factor = static_cast<S>(temperature);
+  const V t(factor), shift(state.raise(static_cast<S>(tile_max) * factor));
   V sum(0.0);
   for_each_vector<S>(n, [&](int64_t i) {
-    sum = sum + exp(A::load_from(tile.student + i) * t - shift);
+    sum = sum + exp(rounded(A::load_from(tile.student + i) * t) - shift);
   });
   state.add(sum_lanes(sum));
 }
@@ -119,7 +120,7 @@ void add_hard_gradient(Tile<S>& tile, int64_t n, double temperature, double hard
   const V t(temperature), by_x(weight * temperature);
   const Normalizer<V> normalize(hard_lse);
   for_each_vector<S>(n, [&](int64_t i) {
-    const V hard = exp(normalize(A::load_from(tile.student + i) * t));
+    const V hard = exp(normalize(rounded(A::load_from(tile.student + i) * t)));
     store(tile.gradient + i, A::load_from(tile.gradient + i) + by_x * hard);
   });
   if (0 <= label_in_tile && label_in_tile < n) {

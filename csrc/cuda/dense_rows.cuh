@@ -84,7 +84,9 @@ FD_DEVICE RowMetrics sweep_dense_metrics(const Reader& reader, Reducer& reducer,
   metrics.acceptance_rate = sums[2];
   metrics.student_entropy = sums[3];
   metrics.teacher_entropy = sums[4];
-  metrics.top1_agreement = same_argmax(reducer, student, teacher) ? 1.0 : 0.0;
+  // In a row that is NaN nothing is the largest.
+  metrics.top1_agreement =
+      (same_argmax(reducer, student, teacher) ? 1.0 : 0.0) + 0.0 * metrics.acceptance_rate;
   return metrics;
 }
 

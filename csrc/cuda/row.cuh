@@ -72,8 +72,10 @@ struct Row {
   FD_DEVICE double label_logit() const {
     if (!wants_values() || !has_label()) return 0.0;
     if (!label_is_valid()) return __builtin_nan("");
+    // By the factor of the sum, rounded like it: nothing is left over at a label that is certain.
+    const S by_hard = student.factor * S(problem.temperature);
     return static_cast<double>(student.load_one(static_cast<int>(label()))) *
-           prepared.student.factor * problem.temperature;
+           static_cast<double>(by_hard);
   }
 
   FD_DEVICE void write_values(double soft, double label_logit) const {
@@ -178,6 +180,14 @@ FD_DEVICE void store_full_gradient(const D& divergence, const Row<Format>& row,
   const GradientWriter<Format> writer(row);
   const Tokens<S> tokens(reader.factors, row.stats);
   const S weight = writer.soft_weight();
+  if (weight == S(0)) {  // then an infinite divergence has no part in it
+    reader.for_each_chunk([&](int first, const auto& y) {
+      S gradient[y.kSize] = {};
+      writer.complete(first, y.student, gradient);
+      writer.store(first, gradient, y.left_out);
+    });
+    return;
+  }
   reader.for_each_chunk([&](int first, const auto& y) {
     S gradient[y.kSize];
     for (int j = 0; j < y.kSize; ++j) {

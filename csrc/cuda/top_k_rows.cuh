@@ -160,9 +160,11 @@ struct TopKRow {
     const GradientWriter<Format> writer(row);
     const Tokens<S> tokens(factors(), row.stats);
     const S weight = writer.soft_weight();
-    const S tail =
-        exists ? divergence_gradient(divergence, tokens(tail_of(true), 0), row.stats, weight)
-               : S(0);
+    const auto soft_gradient = [&](const Chunk<S, 1>& y) {
+      if (weight == S(0)) return S(0);  // then an infinite divergence has no part in it
+      return divergence_gradient(divergence, tokens(y, 0), row.stats, weight);
+    };
+    const S tail = exists ? soft_gradient(tail_of(true)) : S(0);
     constexpr double kNoShare = 1e30;
     const LogProb<S> log_share(student.factor, tail == S(0) ? kNoShare : row.stats.tail_lse);
     unlisted(S(0)).for_each_chunk([&](int first, const auto& y) {
@@ -174,7 +176,7 @@ struct TopKRow {
       writer.store(first, gradient, y.left_out);
     });
     own_listed().for_each_chunk([&](int id, const Chunk<S, 1>& y) {
-      S gradient[] = {divergence_gradient(divergence, tokens(y, 0), row.stats, weight)};
+      S gradient[] = {soft_gradient(y)};
       writer.complete(id, y.student, gradient);
       writer.store(id, gradient, 0);
     });

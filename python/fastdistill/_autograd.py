@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _ops  # noqa: F401  (registers the ops)
-from ._rows import host_sees_data
+from ._rows import host_sees_data, weighted
 
 _fd = torch.ops.fastdistill
 
@@ -91,7 +91,8 @@ class LogitsLoss(torch.autograd.Function):
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(soft, hard, metrics)
         ctx.rows = len(rows)
-        return (soft_factor * soft + hard_factor * hard).sum(), soft, hard, metrics
+        loss = (weighted(soft_factor, soft) + weighted(hard_factor, hard)).sum()
+        return loss, soft, hard, metrics
 
     @staticmethod
     @_first_order
@@ -172,7 +173,8 @@ class LinearLoss(torch.autograd.Function):
         ctx.mark_non_differentiable(soft, hard, metrics)
         ctx.wanted, ctx.rows = wanted, len(rows)
         ctx.dtypes = (hidden.dtype, weight.dtype, weight.dtype)
-        return (soft_factor * soft + hard_factor * hard).sum(), soft, hard, metrics
+        loss = (weighted(soft_factor, soft) + weighted(hard_factor, hard)).sum()
+        return loss, soft, hard, metrics
 
     @staticmethod
     @_first_order

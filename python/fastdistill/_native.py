@@ -54,9 +54,10 @@ class TopKRows(NamedTuple):
         tail = self.tail_log_prob
         return TopKRows(self.ids[rows], self.log_p[rows], None if tail is None else tail[rows])
 
-    def check_ids(self, vocab: int) -> None:
-        """Raise ValueError where an id is out of range or repeated in its row."""
-        bad = _C.bad_id(self.native("renormalize"), self.ids.shape[0], vocab)
+    def check_ids(self, vocab: int, counted: Tensor | None) -> None:
+        """Raise ValueError where an id is out of range or repeated in a row that counts."""
+        counted = None if counted is None else counted.contiguous()
+        bad = _C.bad_id(self.native("renormalize"), _pointer(counted), self.ids.shape[0], vocab)
         if bad is not None:
             row, slot, value = bad
             raise ValueError(

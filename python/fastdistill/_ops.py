@@ -59,7 +59,7 @@ def _check_data(
 ) -> None:
     """Raise where an id or a label is out of range. The CUDA kernels answer those with NaN."""
     if teacher.top_k is not None:
-        teacher.top_k.check_ids(vocab)
+        teacher.top_k.check_ids(vocab, counted)
     if labels is None:
         return
     wrong = (labels < 0) | (labels >= vocab)
@@ -99,7 +99,7 @@ def _rows_forward(student: Tensor, *args: Any) -> tuple[Tensor, ...]:
     values = Values.zeros(count, with_metrics, student.device)
     stats = new_stats(0 if fused else count, student.device)
     gradient = fresh(student, count, student.shape[-1]) if fused else None
-    for rows, own, other in matched_rows(student, teacher, spec, dtypes):
+    for rows, own, other in matched_rows(student, teacher, counted, spec, dtypes):
         run_rows(
             "fused" if fused else "forward",
             spec,
@@ -122,7 +122,7 @@ def _rows_backward(student: Tensor, *args: Any) -> Tensor:
     labels, counted, stats, grad_soft, grad_hard, *options = args[_TEACHER_FIELDS:]
     spec, dtypes = _split_options(options)
     gradient = fresh(student, student.shape[:-1].numel(), student.shape[-1])
-    for rows, own, other in matched_rows(student, teacher, spec, dtypes):
+    for rows, own, other in matched_rows(student, teacher, counted, spec, dtypes):
         run_rows(
             "backward",
             spec,

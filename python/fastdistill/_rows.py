@@ -39,6 +39,13 @@ TEACHER_SCHEMA = (
 )
 
 
+def weighted(weights: Tensor | float, values: Tensor) -> Tensor:
+    """``weights * values``, and nothing, not NaN, where an infinite value has no weight."""
+    if isinstance(weights, Tensor):
+        return torch.where(weights == 0, 0.0, weights * values)
+    return torch.zeros_like(values) if weights == 0 else weights * values
+
+
 def part(tensor: Tensor | None, rows: Rows) -> Tensor | None:
     """The rows of a tensor that may be absent."""
     return None if tensor is None else tensor[rows]
@@ -128,11 +135,32 @@ class TeacherRows:
         self._head.logits(hidden, out)
         return out
 
+    def counted_rows(self, rows: slice, counted: Tensor | None) -> Tensor | TopKRows:
+        """The teacher of a range of rows: of those that do not count no logits are made."""
+        if self._head is None or counted is None or not host_sees_data(counted.device):
+            return self.rows(rows)
+        index = counted[rows].nonzero().flatten()
+        out = self._buffer[: count_of(rows)]
+        if index.numel():
+            self.rows(rows.start + index)
+            # They are the buffer's first. Each moves up to its place, the last one first.
+            for source, target in reversed(list(enumerate(index.tolist()))):
+                if source != target:
+                    out[target] = out[source]
+        return out
+
 
 def matched_rows(
-    student: Tensor, teacher: TeacherTensors, spec: RowSpec, dtypes: HeadDtypes
+    student: Tensor,
+    teacher: TeacherTensors,
+    counted: Tensor | None,
+    spec: RowSpec,
+    dtypes: HeadDtypes,
 ) -> Iterator[tuple[slice, Tensor, Tensor | TopKRows]]:
-    """(range, student rows, teacher rows) that cover all rows in order, as views where possible."""
+    """(range, student rows, teacher rows) that cover all rows in order, as views where possible.
+
+    The teacher's logits of a row that does not count, (N,) bool, may be anything.
+    """
     student = unit_columns(student)
     if teacher.values is not None and teacher.weight is None:
         start = 0
@@ -151,5 +179,5 @@ def matched_rows(
             if not own.shape[0]:
                 continue
             stop = start + own.shape[0]
-            yield slice(start, stop), own, source.rows(slice(start, stop))
+            yield slice(start, stop), own, source.counted_rows(slice(start, stop), counted)
             start = stop

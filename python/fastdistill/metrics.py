@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._rows import weighted
+
 
 @dataclass(frozen=True, eq=False)
 class Metrics:
@@ -69,7 +71,7 @@ def reduce_metrics(
     """Metrics from per-row values (N,) and the kernels' table (N, M), but for the unknown ones."""
 
     def average(rows: Tensor) -> Tensor:
-        return (weights * rows.detach()).sum() / denominator
+        return weighted(weights, rows.detach()).sum() / denominator
 
     averages = {
         name: average(table[:, column])
