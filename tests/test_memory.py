@@ -97,6 +97,17 @@ def test_frozen_head_needs_no_gradient_buffer():
     assert trained >= 64
 
 
+def test_a_bfloat16_head_needs_a_wide_sum_for_several_chunks_alone():
+    one, three = (
+        call(rows, width=2048, chunk_size=16, dtype="bfloat16", wanted=["weight"])
+        for rows in (16, 48)
+    )
+    single, several = growth("linear", one, three)
+    gradient, panels = mib(VOCAB, 2048, itemsize=2), 2 * 16
+    assert single <= gradient + panels + SLACK
+    assert single + several >= 2.9 * gradient  # what is measured can be seen
+
+
 def test_logits_loss_holds_one_gradient():
     shape = {"rows": 256, "vocab": 65536}
     (grown,) = growth("logits", {**shape, "dtype": "float32"})

@@ -23,7 +23,7 @@ _LOGIT_COLUMNS = 1024
 """That a CPU makes at once, in float32 or float64: MKL is slower at those of a whole vocabulary."""
 
 _PRODUCT_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
-"""Of the part of a sum to which a narrower product is added at once: on a CPU both are in cache."""
+"""Of the float32 sum, the part to which a product is added at once: on a CPU both are in cache."""
 
 
 class HeadDtypes(NamedTuple):
@@ -145,9 +145,9 @@ class WeightGradient:
     """Sum over ``chunks`` chunks of grad_logits.T @ hidden.
 
     It is accumulated in float32 (float64 for float64), by the GEMMs themselves where they can keep
-    their sums; else a product of narrower operands is added to it a piece of the vocabulary at a
-    time. Where a wider sum would be no more exact it is made in the dtype of the gradient: that of
-    one GEMM, and of two whose products are rounded to it anyway.
+    their sums; else a product in another dtype is added to it a piece of the vocabulary at a time.
+    Where a wider sum would be no more exact it is made in the dtype of the gradient: that of one
+    chunk, and of two whose products are rounded to it anyway.
     """
 
     def __init__(self, weight: Tensor, vocab: int, precision: Precision, chunks: int) -> None:
@@ -155,12 +155,13 @@ class WeightGradient:
         wide = torch.float64 if operand == torch.float64 else torch.float32
         self._dtype, self._vocab = gradient_dtype(weight.dtype), vocab
         self._keeps = operand != wide and _keeps_accumulator(weight.device)
-        narrow = operand == self._dtype and chunks <= (1 if self._keeps else 2)
-        self._sum = fresh(weight, *weight.shape, dtype=operand if narrow else wide)
+        rounded_anyway = operand == self._dtype and not self._keeps
+        narrow = chunks <= (2 if rounded_anyway else 1)
+        self._sum = fresh(weight, *weight.shape, dtype=self._dtype if narrow else wide)
         self._sum[vocab:].zero_()
         self._empty = True  # the first chunk is written, which saves a pass over fresh memory
         self._product: Tensor | None = None
-        if self._sum.dtype != operand and not self._keeps:
+        if self._sum.dtype != operand and not self._keeps:  # a GEMM cannot write it
             most = _PRODUCT_BYTES[weight.device.type] // (wide.itemsize * weight.shape[1])
             height = min(vocab, max(1, most))
             self._product = fresh(weight, height, weight.shape[1], dtype=operand)
