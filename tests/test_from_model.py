@@ -34,6 +34,9 @@ FAMILIES = {
     "granite": transformers.GraniteConfig(**SIZES, logits_scaling=4.0),
     "cohere": transformers.CohereConfig(**SIZES, logit_scale=0.25),
     "phi": transformers.PhiConfig(**SIZES),  # its head has a bias
+    "mpt": transformers.MptConfig(  # its logit_scale is None
+        vocab_size=V, d_model=32, n_layers=2, n_heads=4, max_seq_len=64, initializer_range=0.3
+    ),
     "gpt2": transformers.GPT2Config(
         vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3
     ),
@@ -274,6 +277,13 @@ def test_a_head_that_is_called_twice_is_refused():
 @pytest.mark.parametrize("model", [torch.nn.Identity(), LlamaModel(FAMILIES["llama"])])
 def test_a_model_without_head_is_refused(model):
     with pytest.raises(TypeError, match=f"(got|head of) {type(model).__name__}"):
+        fd.TeacherHead.from_model(model, **INPUTS)
+
+
+def test_a_head_that_is_not_in_memory_is_refused():
+    model = llama()
+    model.lm_head.to("meta")
+    with pytest.raises(ValueError, match="head of LlamaForCausalLM must be in memory"):
         fd.TeacherHead.from_model(model, **INPUTS)
 
 

@@ -13,9 +13,10 @@ pytest.importorskip("transformers", reason="needs fastdistill[distill]")
 pytest.importorskip("lightning", reason="needs lightning")
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from trainer_cases import AVERAGED, EXAMPLES, OPTIONS, expected_metrics, llama, logits_loss
 
-from fastdistill.integrations.lightning import DistillationModule
+from fastdistill.integrations.lightning import DistillationModule, check_strategy
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
@@ -130,11 +131,45 @@ def test_lora_trains_the_adapter_alone():
     assert all("lora_" in name for name in changed)
 
 
+class Interrupts(Callback):
+    """At the second batch of an epoch, of training or of validation."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch_idx == 1:
+            raise InterruptedError
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+
+
+def test_nothing_of_an_interrupted_run_is_left():
+    whole, again = ours(), ours()
+    settings = {"batch": 1, "accumulate_grad_batches": 4, "max_steps": 2}
+    with pytest.raises(InterruptedError):
+        fit(again, callbacks=[Interrupts()], **settings)
+    for module in (whole, again):
+        fit(module, **settings)
+    assert_same_weights(again, whole, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("strategy", [DeepSpeedStrategy, FSDPStrategy])
+def test_strategies_that_scatter_gradients_or_heads_are_refused(strategy):
+    with pytest.raises(ValueError, match=f"such as ddp, got {strategy.__name__}"):
+        check_strategy(strategy.__new__(strategy))
+
+
 # ---- logs -----------------------------------------------------------------------------------------
 
 
-def test_validation_reports_averages_over_all_tokens():
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_validation_reports_averages_over_all_tokens(interrupted):
     module = ours()
+    if interrupted:
+        trainer = Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[Interrupts()]
+        )
+        with pytest.raises(InterruptedError):
+            trainer.validate(module, DataLoader(EXAMPLES, batch_size=3), verbose=False)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     for _ in range(2):  # the second begins again
         (found,) = trainer.validate(module, DataLoader(EXAMPLES, batch_size=3), verbose=False)

@@ -16,8 +16,19 @@ pytest.importorskip("accelerate", reason="needs fastdistill[distill]")
 
 from processes import leave
 from safetensors.torch import load_file
-from trainer_cases import AVERAGED, LogitsTrainer, llama, losses, make, trained, weights
-from transformers import LlamaForCausalLM
+from trainer_cases import (
+    AVERAGED,
+    EXAMPLES,
+    LogitsTrainer,
+    V,
+    llama,
+    logits_loss,
+    losses,
+    make,
+    trained,
+    weights,
+)
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning"),
@@ -37,6 +48,24 @@ def test_steps_are_those_of_the_logits(tmp_path, bf16):
     tolerance = {"rtol": 0, "atol": 2e-3} if bf16 else {"rtol": 1e-5, "atol": 1e-6}
     for name, weight in their_weights.items():
         torch.testing.assert_close(our_weights[name], weight, msg=name, **tolerance)
+
+
+def test_the_first_label_of_a_row_is_nobodys_target(tmp_path):
+    """Also where the student's class has no loss of which the Trainer knows that it shifts labels."""
+    torch.manual_seed(0)
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    student = GPT2LMHeadModel(
+        GPT2Config(vocab_size=V, n_embd=16, n_layer=1, n_head=2, n_positions=32, **dropout)
+    )
+    examples = [
+        {**e, "labels": e["input_ids"].where(e["attention_mask"] > 0, -100)} for e in EXAMPLES
+    ]
+    trainer = make(tmp_path, student=student, batch=len(examples), max_steps=1)
+    trainer.train_dataset = examples
+    batch = {name: torch.stack([e[name] for e in examples]) for name in examples[0]}
+    expected, counted = logits_loss(student, trainer.teacher, batch)
+    trainer.train()
+    assert losses(trainer) == pytest.approx([expected[counted].mean().item()], rel=1e-4)
 
 
 def test_mixed_precision_reaches_the_head(tmp_path, monkeypatch):

@@ -50,7 +50,12 @@ def run_to_head(model: nn.Module, inputs: dict[str, Any], valid_vocab: int | Non
         _check_transform(inner, getattr(output, "logits", output[0]), softcap, scale)
     if valid_vocab is None and linear.weight.shape[0] > config.vocab_size:
         valid_vocab = config.vocab_size
-    return ModelHead(seen[-1], linear.weight, linear.bias, softcap, scale, valid_vocab)
+    if linear.weight.device.type == "meta":
+        raise ValueError(
+            f"the head of {type(inner).__name__} must be in memory, a device map has offloaded it"
+        )
+    hidden = seen[-1].to(linear.weight.device)  # another one's where a device map spreads layers
+    return ModelHead(hidden, linear.weight, linear.bias, softcap, scale, valid_vocab)
 
 
 def _unwrap(model: nn.Module) -> Any:
@@ -83,10 +88,15 @@ def _find_head(model: Any) -> tuple[nn.Module, nn.Linear]:
 
 
 def _logit_scale(config: Any) -> float:
-    """Granite divides logits by ``logits_scaling``, Cohere multiplies them by ``logit_scale``."""
-    return float(getattr(config, "logit_scale", 1.0)) / float(
-        getattr(config, "logits_scaling", 1.0)
+    """Granite divides logits by ``logits_scaling``, Cohere multiplies them by ``logit_scale``.
+
+    Other models have a ``logit_scale`` of None, or a word, which they make nothing of.
+    """
+    factor, divisor = (
+        float(value) if isinstance(value := getattr(config, name, None), (int, float)) else 1.0
+        for name in ("logit_scale", "logits_scaling")
     )
+    return factor / divisor
 
 
 # ---- the head stands aside ----------------------------------------------------------------------
@@ -138,9 +148,10 @@ def _check_transform(model: Any, answer: Tensor, softcap: float | None, scale: f
     expected = torch.tensor(_PROBE) * scale
     if softcap is not None:
         expected = softcap * torch.tanh(expected / softcap)
-    if not torch.allclose(answer.detach().float().flatten(), expected, rtol=1e-3, atol=1e-3):
+    found = answer.detach().float().cpu().flatten()
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
         raise ValueError(
             f"{type(model).__name__} does more to its logits than softcap={softcap} and "
-            f"scale={scale} of its configuration: it makes {answer.flatten().tolist()} of "
+            f"scale={scale} of its configuration: it makes {found.tolist()} of "
             f"{list(_PROBE)}; give hidden states and head yourself"
         )

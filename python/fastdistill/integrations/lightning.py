@@ -7,10 +7,20 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ._causal import CausalLoss, MetricSums, metric_values
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Raise where a step cannot be averaged over its tokens, or a process has no whole head."""
+    if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy)):
+        raise ValueError(
+            "the strategy must leave each process whole gradients and heads, such as ddp, "
+            f"got {type(strategy).__name__}"
+        )
 
 
 class DistillationModule(LightningModule):
@@ -33,9 +43,9 @@ class DistillationModule(LightningModule):
         optimizer: makes the optimizer of the parameters that it is given.
 
     Raises:
-        TypeError, ValueError: ``loss_options`` that the loss does not take.
-
-    Every process needs the whole heads: no FSDP, no DeepSpeed ZeRO-3.
+        TypeError, ValueError: ``loss_options`` that the loss does not take; from the Trainer, a
+            strategy that keeps gradients or heads where they cannot be reached whole (FSDP,
+            DeepSpeed).
     """
 
     student: nn.Module
@@ -57,8 +67,14 @@ class DistillationModule(LightningModule):
         self._sums = MetricSums()
 
     def setup(self, stage: str) -> None:
-        """Put the teacher where Lightning puts the student."""
-        self.teacher.to(self.trainer.strategy.root_device)
+        """Put the teacher where Lightning puts the student, unless a device map has placed it."""
+        check_strategy(self.trainer.strategy)
+        if getattr(self.teacher, "hf_device_map", None) is None:
+            self.teacher.to(self.trainer.strategy.root_device)
+
+    def on_train_start(self) -> None:
+        """Forget the tokens of a run that was interrupted between two steps."""
+        self._tokens = 0
 
     def configure_optimizers(self) -> Optimizer:
         """The optimizer of the student's trainable parameters."""
@@ -85,6 +101,10 @@ class DistillationModule(LightningModule):
                 if parameter.grad is not None:
                     parameter.grad.mul_(shares / tokens.clamp(min=1))
         self._tokens = 0
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the averages of a validation that was interrupted."""
+        self._sums = MetricSums()
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Add a batch to the averages."""

@@ -55,6 +55,8 @@ class DistillationTrainer(Trainer):
         self._check_setting()
         # It says that tokens are to be counted for compute_loss, whatever the student's forward is.
         self.model_accepts_loss_kwargs = True
+        # A row's first token is nobody's target here, whatever the student's own loss would do.
+        self._loss_shifts_labels = True
         self.teacher = teacher.eval()
         if getattr(teacher, "hf_device_map", None) is None:
             teacher.to(self.args.device)
