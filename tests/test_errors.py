@@ -1,11 +1,12 @@
 """Every error: its type, and a message that names the argument, what was expected and what came."""
 
 import math
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
-from cases import make_teacher, randn, top_k
+from cases import TEACHERS, make_teacher, randn, top_k
 
 import fastdistill as fd
 from fastdistill import _native
@@ -32,6 +33,7 @@ LOG_P = torch.log_softmax(randn(N, V), -1)
 LISTED = top_k(LOG_P, 3)
 IDS, LOG_PROBS = LISTED.ids, LISTED.log_probs
 LABELS = torch.arange(N)
+WITH_TAIL = replace(LISTED, tail_log_prob=torch.zeros(N))
 
 
 def with_id(wrong, row, slot):
@@ -67,6 +69,8 @@ OPTION_ERRORS = [
     (ValueError, "student_softcap must be finite and > 0, got 0.0", {"student_softcap": 0.0}),
     (ValueError, "student_scale must be finite and > 0, got -2.0", {"student_scale": -2.0}),
     (ValueError, "student_valid_vocab must be None or >= 1, got 0", {"student_valid_vocab": 0}),
+    (TypeError, "student_valid_vocab must be an integer, got float", {"student_valid_vocab": 7.0}),
+    (TypeError, "ignore_index must be an integer, got NoneType", {"ignore_index": None}),
     (
         ValueError,
         "valid_vocab must be at most the vocabulary size, got 34 and 33",
@@ -82,7 +86,8 @@ OPTION_ERRORS = [
         "num_items is the divisor of reduction=\"mean\", got reduction='sum'",
         {"num_items": 3, "reduction": "sum"},
     ),
-    (ValueError, "num_items must be > 0, got 0", {"num_items": 0}),
+    (ValueError, "num_items must be finite and > 0, got 0", {"num_items": 0}),
+    (TypeError, "num_items must be a number, got str", {"num_items": "8"}),
     (ValueError, r"num_items must be 0-d, got shape \(2,\)", {"num_items": torch.ones(2)}),
 ]
 TOKEN_ERRORS = [
@@ -114,10 +119,30 @@ TOKEN_ERRORS = [
     (ValueError, r"weights must have shape \(4,\), got \(1,\)", {"weights": torch.ones(1)}),
     (TypeError, "weights must be floating point, got torch.int64", {"weights": LABELS}),
     (TypeError, "weights must be a tensor, got float", {"weights": 0.5}),
+    (
+        ValueError,
+        "labels must be on the student's device cpu, got meta",
+        {"labels": LABELS.to("meta")},
+    ),
+    (
+        ValueError,
+        "mask must be on the student's device cpu, got meta",
+        {"mask": (LABELS > 0).to("meta")},
+    ),
+    (
+        ValueError,
+        "^weights must be on the student's device cpu, got meta",
+        {"weights": torch.ones(4, device="meta")},
+    ),
 ]
 TEACHER_ERRORS = [
     (TypeError, "teacher must be a tensor, TeacherLogits, .*, got NoneType", {"teacher": None}),
-    (TypeError, "logits must be floating point, got torch.int64", {"teacher": IDS}),
+    (TypeError, "logits must be float32, .*, got torch.int64", {"teacher": IDS}),
+    (
+        TypeError,
+        "logits must be float32, bfloat16, float16 or float64, got torch.float8_e4m3fn",
+        {"teacher": LOG_P.to(torch.float8_e4m3fn)},
+    ),
     (
         ValueError,
         r"teacher ids must be distinct and in \[0, 33\), .*; got 33 in row 1, slot 2",
@@ -182,6 +207,16 @@ TEACHER_ERRORS = [
         ValueError,
         "SampledTeacher weights are probabilities at temperature 1, got temperature 2.0",
         {"teacher": make_teacher("sampled", N, V), "temperature": 2.0},
+    ),
+    *(
+        (
+            ValueError,
+            f"^teacher {field.name} must be on the student's device cpu, got meta",
+            {"teacher": replace(teacher, **{field.name: getattr(teacher, field.name).to("meta")})},
+        )
+        for teacher in (*(make_teacher(kind, N, V) for kind in TEACHERS), WITH_TAIL)
+        for field in fields(teacher)
+        if isinstance(getattr(teacher, field.name), torch.Tensor)
     ),
 ]
 
@@ -255,6 +290,14 @@ def test_error_of_the_logits_loss(error, message, arguments):
         ),
         (TypeError, "student_bias must be a tensor, got list", {"student_bias": [0.0] * 33}),
         (TypeError, "student_bias must be .*, got torch.int64", {"student_bias": torch.arange(33)}),
+        *(
+            (
+                ValueError,
+                f"{name} must be on the student's device cpu, got meta",
+                {name: torch.ones(*shape, device="meta")},
+            )
+            for name, shape in (("student_weight", (V, D)), ("student_bias", (V,)))
+        ),
         (
             ValueError,
             "student and teacher must have the same vocabulary size, got 33 and 40",
@@ -284,23 +327,25 @@ def test_error_of_the_linear_loss(error, message, arguments):
     ("error", "message", "build"),
     [
         (TypeError, "TeacherLogits: logits must be a tensor .*, got list", lambda: fd.TeacherLogits([1.0])),
-        (ValueError, "softcap must be None or finite and > 0, got -1.0", lambda: fd.TeacherLogits(LOG_P, softcap=-1.0)),
+        (ValueError, "TeacherLogits: softcap must be finite and > 0, got -1.0", lambda: fd.TeacherLogits(LOG_P, softcap=-1.0)),
+        (TypeError, "TeacherLogits: scale must be a number, got str", lambda: fd.TeacherLogits(LOG_P, scale="2")),
+        (TypeError, "TeacherLogits: valid_vocab must be an integer, got str", lambda: fd.TeacherLogits(LOG_P, valid_vocab="7")),
         (ValueError, "scale must be finite and > 0, got 0.0", lambda: fd.TeacherLogits(LOG_P, scale=0.0)),
         (ValueError, "valid_vocab must be None or >= 1, got 0", lambda: fd.TeacherLogits(LOG_P, valid_vocab=0)),
         (ValueError, r"same D, got \(4, 8\) and \(33, 9\)", lambda: fd.TeacherHead(randn(4, 8), randn(33, 9))),
         (ValueError, r"bias must have shape \(33,\), got \(1,\)", lambda: fd.TeacherHead(randn(4, 8), randn(33, 8), randn(1))),
-        (TypeError, "TeacherHead: weight must be floating", lambda: fd.TeacherHead(randn(4, 8), torch.ones(33, 8).int())),
+        (TypeError, "TeacherHead: weight must be float32, .*, got torch.int32", lambda: fd.TeacherHead(randn(4, 8), torch.ones(33, 8).int())),
         (TypeError, "TeacherHead: bias must be a tensor .*, got list", lambda: fd.TeacherHead(randn(4, 8), randn(33, 8), [0.0])),
         (ValueError, r"TopKTeacher: ids and log_probs .*, got \(4, 3\) and \(4, 2\)", lambda: fd.TopKTeacher(IDS, LOG_PROBS[:, :2])),
         (ValueError, r"K >= 1, got \(4, 0\) and \(4, 0\)", lambda: fd.TopKTeacher(IDS[:, :0], LOG_PROBS[:, :0])),
         (TypeError, "TopKTeacher: ids must be integers, got torch.float32", lambda: fd.TopKTeacher(LOG_PROBS, LOG_PROBS)),
         (TypeError, "TopKTeacher: ids must be integers, got torch.bool", lambda: fd.TopKTeacher(IDS > 0, LOG_PROBS)),
-        (TypeError, "log_probs must be floating point, got torch.int64", lambda: fd.TopKTeacher(IDS, IDS)),
+        (TypeError, "TopKTeacher: log_probs must be float32, .*, got torch.int64", lambda: fd.TopKTeacher(IDS, IDS)),
         (TypeError, "ids must be a tensor or a numpy array, got list", lambda: fd.TopKTeacher([[0]], LOG_PROBS)),
         (ValueError, r"tail must be one of .*'bucket'.*, got 'rest'", lambda: fd.TopKTeacher(IDS, LOG_PROBS, tail="rest")),
         (ValueError, "temperature must be finite and > 0, got 0", lambda: fd.TopKTeacher(IDS, LOG_PROBS, temperature=0)),
         (ValueError, r"tail_log_prob must have shape \(4,\), got \(3,\)", lambda: fd.TopKTeacher(IDS, LOG_PROBS, tail_log_prob=torch.zeros(3))),
-        (TypeError, "tail_log_prob must be floating point, got torch.int64", lambda: fd.TopKTeacher(IDS, LOG_PROBS, tail_log_prob=LABELS)),
+        (TypeError, "tail_log_prob must be float32, .*, got torch.int64", lambda: fd.TopKTeacher(IDS, LOG_PROBS, tail_log_prob=LABELS)),
         (ValueError, r"SampledTeacher: ids and weights .*, got \(4, 3\) and \(4, 2\)", lambda: fd.SampledTeacher(IDS, LOG_PROBS[:, :2])),
     ],
     ids=error_name,
@@ -341,6 +386,18 @@ def test_nothing_is_computed_before_all_checks(call, monkeypatch):
         call(teacher=fd.TopKTeacher(with_id(V, row=-1, slot=-1), LOG_PROBS), **chunk)
     with pytest.raises(ValueError, match="labels"):
         call(labels=torch.tensor([0, 1, 2, V]), hard_weight=0.5, **chunk)
+
+
+@pytest.mark.parametrize("call", [logits_call, linear_call])
+def test_ids_of_uncounted_rows_may_be_anything(call):
+    """Rows that are padded with one id, say."""
+    mask = torch.tensor([True, True, False, True])
+    padded = IDS.clone()
+    padded[2] = 10**9
+    teacher = fd.TopKTeacher(IDS, LOG_PROBS)
+    for ids in (padded, padded.where(padded < V, 0)):
+        loss = call(teacher=replace(teacher, ids=ids), mask=mask)
+        assert torch.equal(loss, call(teacher=teacher, mask=mask))
 
 
 def test_labels_of_uncounted_rows_may_be_anything():

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from ._head import HeadDtypes
 from ._native import RowSpec
-from ._options import LossOptions, check_leading_shape, common_vocab
+from ._options import (
+    LossOptions,
+    check_device,
+    check_leading_shape,
+    check_positive,
+    common_vocab,
+)
 from ._rows import TeacherTensors
 from .divergences import Divergence, ForwardKL
 from .metrics import NEEDS_DENSE_TEACHER, NEEDS_LISTED_TEACHER
@@ -55,16 +61,20 @@ def rows_of(batch: Batch) -> tuple[Tensor | None, ...]:
 def prepare(
     options: LossOptions,
     student_shape: tuple[int, ...],
-    student_dtype: torch.dtype,
+    student: Tensor,
     teacher: Teacher,
     tokens: TokenArguments,
     dtypes: HeadDtypes,
     *,
     with_metrics: bool,
 ) -> Batch:
-    """Check a batch whose student logits have, or would have, ``student_shape``, and flatten it."""
-    leading = tuple(student_shape[:-1])
+    """Check a batch whose student logits have, or would have, ``student_shape``, and flatten it.
+
+    Their dtype and device are those of ``student``.
+    """
+    leading, student_dtype = tuple(student_shape[:-1]), student.dtype
     _check_tokens(leading, options, tokens)
+    _check_devices(teacher, tokens, student.device)
     if isinstance(teacher, (TeacherLogits, TeacherHead)):
         rows = _dense(options, student_shape, teacher)
     else:
@@ -75,7 +85,7 @@ def prepare(
     if labels is not None:
         kept = labels != options.ignore_index
         counted = kept if counted is None else counted & kept
-    weights = _row_weights(leading, tokens.weights, counted, rows.tensors)
+    weights = _row_weights(leading, tokens.weights, counted, student.device)
     entropy = rows.entropy
     if entropy is not None and counted is not None:
         entropy = torch.where(counted.flatten(), entropy, 0.0)
@@ -113,15 +123,29 @@ def _check_tokens(leading: tuple[int, ...], options: LossOptions, tokens: TokenA
     if isinstance(num_items, Tensor):
         if num_items.dim() != 0:
             raise ValueError(f"num_items must be 0-d, got shape {tuple(num_items.shape)}")
-    elif num_items is not None and not num_items > 0:
-        raise ValueError(f"num_items must be > 0, got {num_items}")
+    elif num_items is not None:
+        check_positive("num_items", num_items)
+
+
+_TENSORS_OF_TEACHERS = (
+    "logits", "hidden", "weight", "bias", "ids", "log_probs", "tail_log_prob", "weights",
+)  # fmt: skip
+
+
+def _check_devices(teacher: Teacher, tokens: TokenArguments, device: torch.device) -> None:
+    for name in _TENSORS_OF_TEACHERS:
+        check_device(f"teacher {name}", getattr(teacher, name, None), device)
+    for name in ("labels", "mask", "weights"):
+        check_device(name, getattr(tokens, name), device)
 
 
 def _row_weights(
-    leading: tuple[int, ...], weights: Tensor | None, counted: Tensor | None, like: TeacherTensors
+    leading: tuple[int, ...],
+    weights: Tensor | None,
+    counted: Tensor | None,
+    device: torch.device,
 ) -> Tensor:
     """(N,) float64, zero where a token does not count."""
-    device = next(tensor.device for tensor in like if tensor is not None)
     rows = (
         torch.ones(leading, dtype=torch.float64, device=device)
         if weights is None

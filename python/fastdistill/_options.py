@@ -13,6 +13,8 @@ from .divergences import Divergence, get_divergence
 
 Reduction = Literal["none", "sum", "mean"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""The dtypes of logits, hidden states, heads and log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +39,18 @@ class LossOptions:
             raise TypeError(
                 f"divergence must be a divergence or its name, got {type(self.divergence).__name__}"
             )
-        _check_positive("temperature", self.temperature)
-        _check_positive("student_scale", self.student_scale)
-        if self.student_softcap is not None:
-            _check_positive("student_softcap", self.student_softcap)
+        check_positive("temperature", self.temperature)
+        check_transform(
+            "student_", self.student_softcap, self.student_scale, self.student_valid_vocab
+        )
+        check_integer("ignore_index", self.ignore_index)
         for name in ("soft_weight", "hard_weight"):
             value = getattr(self, name)
-            _check_number(name, value)
+            check_number(name, value)
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and >= 0, got {value}")
         if self.reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {REDUCTIONS}, got {self.reduction!r}")
-        if self.student_valid_vocab is not None and self.student_valid_vocab < 1:
-            raise ValueError(
-                f"student_valid_vocab must be None or >= 1, got {self.student_valid_vocab}"
-            )
 
     @property
     def soft_factor(self) -> float:
@@ -60,23 +59,44 @@ class LossOptions:
         return self.soft_weight * squared
 
 
-def _check_number(name: str, value: float) -> None:
+def check_number(name: str, value: float) -> None:
+    """That it is an int or a float."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
-def _check_positive(name: str, value: float) -> None:
-    _check_number(name, value)
+def check_integer(name: str, value: int) -> None:
+    """That it is an int, or one that a compiler does not know."""
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """That it is a number in (0, inf)."""
+    check_number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be finite and > 0, got {value}")
 
 
+def _check_count(name: str, value: int | None) -> None:
+    if value is None:
+        return
+    check_integer(name, value)
+    if value < 1:
+        raise ValueError(f"{name} must be None or >= 1, got {value}")
+
+
+def check_transform(prefix: str, softcap: float | None, scale: float, valid: int | None) -> None:
+    """What makes the logits of a side of what its head gives; ``prefix`` says whose it is."""
+    if softcap is not None:
+        check_positive(f"{prefix}softcap", softcap)
+    check_positive(f"{prefix}scale", scale)
+    _check_count(f"{prefix}valid_vocab", valid)
+
+
 def check_chunking(chunk_size: int | None, logits_dtype: torch.dtype | None) -> None:
     """The options that only the linear loss has."""
-    if chunk_size is not None and not isinstance(chunk_size, (int, torch.SymInt)):
-        raise TypeError(f"chunk_size must be an integer, got {type(chunk_size).__name__}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be None or >= 1, got {chunk_size}")
+    _check_count("chunk_size", chunk_size)
     if logits_dtype not in (None, torch.float32):
         raise ValueError(f"logits_dtype must be None or torch.float32, got {logits_dtype}")
 
@@ -109,6 +129,12 @@ def check_tensor(name: str, value: Tensor | None) -> None:
     """That an optional argument is a tensor."""
     if value is not None and not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def check_device(name: str, value: Tensor | None, device: torch.device) -> None:
+    """That an optional tensor is where the student is: the kernels take addresses."""
+    if value is not None and value.device != device:
+        raise ValueError(f"{name} must be on the student's device {device}, got {value.device}")
 
 
 def check_leading_shape(name: str, value: Tensor | None, leading: tuple[int, ...]) -> None:

@@ -10,12 +10,11 @@ from torch import Tensor
 from ._autograd import LinearLoss, LinearRowLosses, LogitsLoss, RowLosses
 from ._batch import Batch, TokenArguments, prepare, rows_of
 from ._head import HeadDtypes
-from ._options import LossOptions, Reduction, check_chunking
+from ._options import FLOATING, LossOptions, Reduction, check_chunking, check_device
+from ._rows import weighted
 from .divergences import Divergence, ForwardKL
 from .metrics import Metrics, reduce_metrics
 from .teachers import Teacher, TeacherLogits, as_teacher
-
-_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def distillation_loss(
@@ -69,7 +68,9 @@ def distillation_loss(
         with zero gradients, if no token counts.
 
     Raises:
-        ValueError: shapes, ranges and contradictory arguments. TypeError: wrong types.
+        ValueError: shapes, ranges, devices and contradictory arguments. On a CUDA device a label or
+            a teacher's id out of range makes its row NaN instead: the host does not wait to see it.
+        TypeError: wrong types.
         RuntimeError: in a backward pass that is to be differentiated (``create_graph=True``).
     """
     options = LossOptions(
@@ -83,7 +84,7 @@ def distillation_loss(
     tokens = TokenArguments(labels, mask, weights, num_items)
     dtypes = HeadDtypes(_autocast_dtype(student_logits), None)
     batch = prepare(
-        options, student_logits.shape, student_logits.dtype, teacher, tokens, dtypes,
+        options, student_logits.shape, student_logits, teacher, tokens, dtypes,
         with_metrics=return_metrics,
     )  # fmt: skip
     trained = torch.is_grad_enabled() and student_logits.requires_grad
@@ -131,7 +132,8 @@ def linear_distillation_loss(
 
     No (N, V) tensor exists, in forward or backward, for student or teacher: the loss and the
     gradients that are asked for are made a chunk of rows at a time. Rows that do not count are
-    dropped before any GEMM.
+    dropped before any GEMM; on a CUDA device, where the host would have to wait to know them, they
+    pass through the GEMMs.
 
     Args:
         student_hidden: ``(..., D_s)``, the last hidden states.
@@ -155,7 +157,7 @@ def linear_distillation_loss(
     tokens = TokenArguments(labels, mask, weights, num_items)
     dtypes = HeadDtypes(autocast, logits_dtype)
     batch = prepare(
-        options, shape, student_weight.dtype, as_teacher(teacher), tokens, dtypes,
+        options, shape, student_weight, as_teacher(teacher), tokens, dtypes,
         with_metrics=return_metrics,
     )  # fmt: skip
     head = (student_hidden, student_weight, student_bias)
@@ -182,7 +184,7 @@ def linear_distillation_loss(
 def _check_floating(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in _FLOATING:
+    if tensor.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
     if tensor.dim() < 1 or tensor.shape[-1] < 1:
         raise ValueError(
@@ -206,6 +208,7 @@ def _check_head(
 ) -> None:
     _check_floating("student_hidden", hidden)
     _check_floating("student_weight", weight)
+    check_device("student_weight", weight, hidden.device)
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
         raise ValueError(
             "student_hidden (..., D) and student_weight (V, D) must have the same D, "
@@ -219,6 +222,7 @@ def _check_head(
     if bias is None:
         return
     _check_floating("student_bias", bias)
+    check_device("student_bias", bias, hidden.device)
     if bias.shape != weight.shape[:1]:
         raise ValueError(
             f"student_bias must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}"
@@ -257,8 +261,8 @@ def _reduce(
     options: LossOptions, batch: Batch, soft: Tensor, hard: Tensor, leading: tuple[int, ...]
 ) -> Tensor:
     """The loss from the values of the rows (N,)."""
-    rows = options.soft_factor * _soft(batch, soft) + options.hard_weight * hard
-    rows = batch.weights * rows
+    rows = weighted(options.soft_factor, _soft(batch, soft)) + weighted(options.hard_weight, hard)
+    rows = weighted(batch.weights, rows)
     if options.reduction == "none":
         return rows.reshape(leading)
     total = rows.sum()

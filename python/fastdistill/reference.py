@@ -1,7 +1,8 @@
 """The losses in plain torch, on materialised logits: what the kernels are tested and timed against.
 
-Same arguments and results as :mod:`fastdistill.functional`, differentiable by autograd, at any
-floating dtype (half precisions are widened to float32 first). Meant to be read, not to be fast.
+Arguments and losses are those of :mod:`fastdistill.functional`, but for metrics and for the checks
+of the tensors; differentiable by autograd, at any floating dtype (half precisions are widened to
+float32 first). Meant to be read, not to be fast.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, get_args
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._model_head import run_to_head
+from ._options import FLOATING, check_positive, check_transform
 
 Tail = Literal["bucket", "renormalize", "zero", "uniform"]
 TAILS: tuple[str, ...] = get_args(Tail)
@@ -30,18 +30,11 @@ def _as_tensor(owner: object, name: str) -> Tensor:
 
 
 def _check_floating(owner: object, name: str, value: Tensor) -> None:
-    if not value.is_floating_point():
-        raise TypeError(f"{type(owner).__name__}: {name} must be floating point, got {value.dtype}")
-
-
-def _check_transform(owner: object, softcap: float | None, scale: float, valid: int | None) -> None:
-    name = type(owner).__name__
-    if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(f"{name}: softcap must be None or finite and > 0, got {softcap}")
-    if not 0 < scale < math.inf:
-        raise ValueError(f"{name}: scale must be finite and > 0, got {scale}")
-    if valid is not None and valid < 1:
-        raise ValueError(f"{name}: valid_vocab must be None or >= 1, got {valid}")
+    if value.dtype not in FLOATING:
+        raise TypeError(
+            f"{type(owner).__name__}: {name} must be float32, bfloat16, float16 or float64, "
+            f"got {value.dtype}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +56,7 @@ class TeacherLogits:
 
     def __post_init__(self) -> None:
         _check_floating(self, "logits", _as_tensor(self, "logits"))
-        _check_transform(self, self.softcap, self.scale, self.valid_vocab)
+        check_transform(f"{type(self).__name__}: ", self.softcap, self.scale, self.valid_vocab)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +81,7 @@ class TeacherHead:
     def __post_init__(self) -> None:
         for name in ("hidden", "weight"):
             _check_floating(self, name, _as_tensor(self, name))
-        _check_transform(self, self.softcap, self.scale, self.valid_vocab)
+        check_transform(f"{type(self).__name__}: ", self.softcap, self.scale, self.valid_vocab)
         if self.weight.dim() != 2 or self.hidden.shape[-1:] != self.weight.shape[1:]:
             raise ValueError(
                 "TeacherHead: hidden (..., D) and weight (V, D) must have the same D, "
@@ -146,10 +139,7 @@ class TopKTeacher:
         _check_list(self, ids, "log_probs", _as_tensor(self, "log_probs"))
         if self.tail not in TAILS:
             raise ValueError(f"TopKTeacher: tail must be one of {TAILS}, got {self.tail!r}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"TopKTeacher: temperature must be finite and > 0, got {self.temperature}"
-            )
+        check_positive("TopKTeacher: temperature", self.temperature)
         if self.tail_log_prob is not None:
             tail = _as_tensor(self, "tail_log_prob")
             _check_floating(self, "tail_log_prob", tail)
