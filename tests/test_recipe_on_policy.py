@@ -351,6 +351,9 @@ def test_resume_in_another_dtype_is_an_error(
         assert invoke(*arguments).exit_code == 130
     message = fail(*arguments, "--resume", "--dtype", "bfloat16")
     assert "--dtype is bfloat16 here but float32 in the checkpoint" in message
+    full = [argument for argument in arguments if argument != "--quick"]
+    message = fail(*full, "--resume")
+    assert "--resume: share, which --recipe and --quick choose, is 0.3 here but 0.5" in message
 
 
 # ---- on a real model -----------------------------------------------------------------------------

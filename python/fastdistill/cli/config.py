@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -45,12 +46,19 @@ class RunConfig:
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
-def check_same_run(config: DataclassInstance, saved: dict[str, object]) -> None:
-    """Raise :class:`UserError` for the first option that differs from the checkpoint's."""
+def check_same_run(
+    config: DataclassInstance, saved: dict[str, object], options: Container[str] | None = None
+) -> None:
+    """Raise :class:`UserError` for the first field that differs from the checkpoint's.
+
+    ``options`` are the fields that are options of the command line; None: all.
+    """
     for name, value in asdict(config).items():
         if saved.get(name) != value:
+            is_option = options is None or name in options
+            what = f"--{name}" if is_option else f"{name}, which --recipe and --quick choose,"
             raise UserError(
-                f"--resume: --{name} is {value} here but {saved.get(name)} in the checkpoint; "
+                f"--resume: {what} is {value} here but {saved.get(name)} in the checkpoint; "
                 "give the options of the interrupted run, or another --output"
             )
 

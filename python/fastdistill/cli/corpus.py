@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .errors import UserError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_HELD_OUT = 32
 HELD_OUT_SHARE = 16
+NO_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Corpus:
         The blocks are visited in a new random order in each epoch.
         """
         return self.train[blocks_of_step(len(self.train), seed, step, size)]
+
+
+def next_tokens(ids: Tensor) -> Tensor:
+    """The token that follows each of ``ids`` (blocks, length); NO_LABEL for the last ones."""
+    return pad(ids[:, 1:], (0, 1), value=NO_LABEL)
 
 
 def blocks_of_step(blocks: int, seed: int, step: int, size: int) -> Tensor:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, nll_loss, pad
+from torch.nn.functional import linear, nll_loss
 
+from .corpus import NO_LABEL, next_tokens
 from .models import autocast, hidden_states
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 BLOCKS_PER_FORWARD = 4
 ROWS_PER_CHUNK = 64
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,8 @@ def evaluate(
     student.train(False)
     sums = torch.zeros(5, dtype=torch.float64)
     for ids in torch.split(blocks, BLOCKS_PER_FORWARD):
-        next_ids = pad(ids[:, 1:], (0, 1), value=IGNORED)
         with autocast(dtype):
-            sums += _block_sums(teacher, student, ids, next_ids)
+            sums += _block_sums(teacher, student, ids, next_tokens(ids))
     student.train(True)
     kl, agreement, acceptance = (sums[:3] / blocks.numel()).tolist()
     perplexity, teacher_perplexity = (sums[3:] / blocks[:, 1:].numel()).exp().tolist()
@@ -74,7 +73,7 @@ def _row_sums(log_p: Tensor, log_q: Tensor, next_ids: Tensor) -> Tensor:
             (p * (log_p - log_q)).sum().double(),
             (log_p.argmax(-1) == log_q.argmax(-1)).sum().double(),
             torch.minimum(p, q).sum().double(),
-            nll_loss(log_q, next_ids, ignore_index=IGNORED, reduction="sum").double(),
-            nll_loss(log_p, next_ids, ignore_index=IGNORED, reduction="sum").double(),
+            nll_loss(log_q, next_ids, ignore_index=NO_LABEL, reduction="sum").double(),
+            nll_loss(log_p, next_ids, ignore_index=NO_LABEL, reduction="sum").double(),
         ]
     )

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.nn.functional import pad
 
-from ..corpus import blocks_of_step, read_text, tokenize
+from ..corpus import blocks_of_step, next_tokens, read_text, tokenize
 from ..models import prune_depth
 from ..training import Training
 from . import settings
@@ -31,8 +30,6 @@ from .text import BLOCKS_PER_FORWARD, Closeness, ScoredText, Text, score
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
-
-NO_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -221,14 +218,9 @@ def _soft_loss(student: LlamaForCausalLM, scored: ScoredText, dtype: torch.dtype
 
 def _hard_loss(student: LlamaForCausalLM, scored: ScoredText, dtype: torch.dtype) -> Tensor:
     """The cross entropy of the token that follows."""
-    labels = _next_ids(scored.text.ids)
+    labels = next_tokens(scored.text.ids)
     loss = scored.loss(student, dtype, labels=labels, soft_weight=0.0, hard_weight=1.0)
     return cast(Tensor, loss)
-
-
-def _next_ids(ids: Tensor) -> Tensor:
-    """The token that follows each of ``ids`` (blocks, length); none for the last ones."""
-    return pad(ids[:, 1:], (0, 1), value=NO_LABEL)
 
 
 @torch.no_grad()
@@ -242,7 +234,7 @@ def _quality(model: LlamaForCausalLM, scored: ScoredText, dtype: torch.dtype) ->
         _, metrics = part.loss(
             model,
             dtype,
-            labels=_next_ids(part.text.ids),
+            labels=next_tokens(part.text.ids),
             hard_weight=1.0,
             logits_dtype=torch.float32,  # the KL may be small
             num_items=scored.text.ids[:, 1:].numel(),

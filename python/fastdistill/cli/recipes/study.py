@@ -51,7 +51,7 @@ class Study:
         self._output = output
         saved = checkpoint.open_run(output, resume) or {"found": {}, "seconds": 0.0}
         if "config" in saved:
-            check_same_run(settings, saved["config"])
+            check_same_run(settings, saved["config"], options=("teacher", "dtype"))
         self._found: dict[str, Any] = saved["found"]
         self._saved_training: dict[str, Any] = saved.get("training", {})
         self._training: tuple[str, Training] | None = None
