@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .document import ROOT, replace_block
+from .matrix import DEFAULT
 from .summary import PLAIN, Summary, read
 
 _HEAD = (
@@ -29,9 +30,11 @@ def _cells(summary: Summary) -> Iterator[str]:
 
 
 def table(path: Path) -> str:
-    """Markdown of all cases, and where it was made."""
+    """Markdown of the default cases, and where it was made."""
     place, summaries = read(path)
-    lines = [*_HEAD, *("| " + " | ".join(_cells(summary)) + " |" for summary in summaries)]
+    default = {case.name for case in DEFAULT}
+    shown = [summary for summary in summaries if summary.case in default]
+    lines = [*_HEAD, *("| " + " | ".join(_cells(summary)) + " |" for summary in shown)]
     return "\n".join(
         [
             *lines,

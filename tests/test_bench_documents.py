@@ -8,7 +8,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench import cases, document, readme, report
+from bench import cases, document, matrix, readme, report
 from bench.gpu import report as gpu_report
 from bench.provider import OURS, Provider
 
@@ -20,7 +20,8 @@ def block(name):
 
 
 def test_readme_table_is_made_from_results(tmp_path):
-    case = cases.Case("logits", 8, 100, torch.bfloat16, backward=False)
+    (case,) = (case for case in matrix.DEFAULT if case.kind == "logits" and not case.backward)
+    other = cases.Case("logits", 8, 100, torch.bfloat16)
     names = ("torch eager", "torch.compile", "slow", "quick", "absent")
     ours, eager, compiled, slow, quick, absent = rows = [
         report.Row.of(case, provider)
@@ -30,13 +31,14 @@ def test_readme_table_is_made_from_results(tmp_path):
     eager.ratio_to_ours, slow.ratio_to_ours, quick.ratio_to_ours = 10.0, 9.0, 2.0
     compiled.note, absent.note = "skipped: GEMMs predicted to take 82 s", "skipped: not installed"
     facts = {name: name for name in ("cpu", "instruction set", "torch", "threads", "date")}
-    report.write_csv(tmp_path / "results.csv", facts, rows)
+    report.write_csv(tmp_path / "results.csv", facts, [*rows, report.Row.of(other, OURS)])
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
     document.replace_block(page, "bench", readme.table(tmp_path / "results.csv"))
     text = page.read_text()
-    title = "logits, forward_kl, bfloat16, N=8, V=100, forward only"
+    title = "logits, forward_kl, bfloat16, N=256, V=151936, forward only"
     assert f"| {title} | 12 ms | 10.0 × | too slow | 2.0 × (quick) | 3 MB |  |" in text
+    assert "N=8" not in text  # not one of the default cases
     assert text.startswith("before\n<!-- bench:begin -->\n|")
     assert text.endswith("\n<!-- bench:end -->\nafter\n")
     with pytest.raises(ValueError, match="must have the marks"):
