@@ -30,7 +30,7 @@ _QUICK_BUDGET = 0.2
 def _add_cases(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--only", metavar="PATTERN", help="of all cases those whose name contains it, with * and ?")
-    add("--all", action="store_true", help="all cases; without it those of about 25 minutes")
+    add("--all", action="store_true", help="all cases (two hours), not those of 35 minutes")
     add(
         "--budget", metavar="SECONDS", type=float,
         help="for the timed runs of one provider and case "

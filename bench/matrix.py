@@ -95,7 +95,7 @@ _DEFAULT = (
     "linear_labels-cross_entropy-float32-*",
     "linear-forward_kl-float32-*-D512x1024",
 )
-"""Names of the cases that take less than half an hour on two cores."""
+"""Names of the cases that take about 35 minutes on two cores."""
 
 DEFAULT = tuple(
     case for pattern in _DEFAULT for case in ALL if fnmatch.fnmatchcase(case.name, pattern)

@@ -205,6 +205,11 @@ def assert_half_precision_is_read_and_written(half, device=None):
     assert (error <= half_a_place + 1e-5 * exact + underflow).all()
 
 
+def error_name(value):
+    """The name of a parameter of a table of errors: its message."""
+    return value if isinstance(value, str) else ""
+
+
 def error(value, true):
     """The largest error."""
     return (value.double() - true.double()).abs().max()

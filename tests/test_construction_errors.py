@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import randn, top_k
+from cases import error_name, randn, top_k
 
 import fastdistill as fd
 
@@ -12,10 +12,6 @@ LOG_P = torch.log_softmax(randn(4, 33), -1)
 LISTED = top_k(LOG_P, 3)
 IDS, LOG_PROBS = LISTED.ids, LISTED.log_probs
 LABELS = torch.arange(4)
-
-
-def error_name(value):
-    return value if isinstance(value, str) else ""
 
 
 @pytest.mark.parametrize(

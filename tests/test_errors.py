@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from cases import TEACHERS, make_teacher, randn, top_k
+from cases import TEACHERS, error_name, make_teacher, randn, top_k
 
 import fastdistill as fd
 from fastdistill import _native
@@ -40,10 +40,6 @@ def with_id(wrong, row, slot):
     ids = IDS.clone()
     ids[row, slot] = wrong
     return ids
-
-
-def error_name(value):
-    return value if isinstance(value, str) else ""
 
 
 # Of both losses: exception, message, arguments. A message names the argument and what came.

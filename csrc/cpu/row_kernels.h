@@ -210,7 +210,7 @@ void spread_gradient(const Row<S>& row, bool has_tail, Tile<S>& tile) {
   const RowProblem& problem = row.problem;
   const Listed<S>& listed = row.work.listed;
   const KeptExps<S>& kept = row.work.kept;
-  constexpr double kNoShare = 1e30;  // an exp of zero, which a level that is no tail's may not be
+  constexpr double kNoShare = 1e30;  // every exp from it is zero, of any other it may overflow
   const Normalizer<V> share(has_tail ? level_of(row.stats.tail_lse) : kNoShare);
   const double tail_gradient = has_tail ? static_cast<double>(listed.gradient[listed.count]) : 0.0;
   const bool needs_logits = kept.empty() || row.has_label() || problem.student.softcap != 0.0;

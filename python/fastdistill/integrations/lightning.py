@@ -43,9 +43,8 @@ class DistillationModule(LightningModule):
         optimizer: makes the optimizer of the parameters that it is given.
 
     Raises:
-        TypeError, ValueError: ``loss_options`` that the loss does not take; from the Trainer, a
-            strategy that keeps gradients or heads where they cannot be reached whole (FSDP,
-            DeepSpeed).
+        TypeError, ValueError: ``loss_options`` that the loss does not take; when a run begins, a
+            strategy under which no process has whole heads and gradients (FSDP, DeepSpeed).
     """
 
     student: nn.Module
