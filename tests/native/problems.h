@@ -143,7 +143,7 @@ class Problem {
     if (o_.k > 0) list_tokens();
     labels_[row] =
         counted(row) ? static_cast<int64_t>(random_() % static_cast<uint64_t>(o_.vocab)) : -9;
-    grad_soft_[row] = uniform(0.5, 2.0);
+    grad_soft_[row] = row == 0 ? 0.0 : uniform(0.5, 2.0);
     grad_hard_[row] = uniform(0.5, 2.0);
   }
 
