@@ -227,8 +227,12 @@ void spread_gradient(const Row<S>& row, bool has_tail, Tile<S>& tile) {
     } else {
       const V tail(tail_gradient * kept.level[j].student);
       const auto of_kept = [&](int64_t i) { return tail * A::load_from(kept.student + start + i); };
-      if (!needs_logits && !listed.any_in(j)) {  // nothing is to be added to it
+      if (!needs_logits) {  // nothing is to be added
         store_row_elements<S>(problem, row.index, start, n, of_kept);
+        for (int64_t e = listed.tile_begin[j]; e < listed.tile_begin[j + 1]; ++e) {
+          const auto own = [&](int64_t) { return V(static_cast<double>(listed.gradient[e])); };
+          store_row_elements<S>(problem, row.index, listed.ids[e], 1, own);
+        }
         continue;
       }
       for_each_vector<S>(n, [&](int64_t i) { store(tile.gradient + i, of_kept(i)); });

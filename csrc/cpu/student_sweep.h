@@ -43,29 +43,55 @@ struct StudentSweep {
     }
   }
 
-  /// Takes the whole tiles of the row, those without tokens to move straight from memory, where
-  /// they are stored in a way that allows it; returns the number of tokens taken.
+  /// Takes the whole tiles of the row straight from memory, where they are stored in a way that
+  /// allows it; returns the number of tokens taken.
   int64_t take_stored() {
     const int64_t size = problem.vocab / kTile * kTile;
     const bool done =
         !with_hard && visit_scaled<S>(problem.student, problem.temperature, index, [&](auto x) {
+          memset(tile.teacher, 0, sizeof tile.teacher);
           for (int64_t start = 0; start < size; start += kTile) {
             const bool takes_out = taken != nullptr && taken->any_in(start / kTile);
-            if (takes_out || !take_stored_tile(x, start)) take_loaded(start, kTile);
+            const bool is_done =
+                takes_out ? take_without_listed(x, start)
+                          : take_elements(start, [=](int64_t i) { return x(start + i); });
+            if (!is_done) take_loaded(start, kTile);
           }
         });
     return done ? size : 0;
   }
 
-  /// Takes a tile from the level so far; false where it has to be raised.
+  /// Takes a stored tile, its listed tokens moved; false where the level has to be raised. In the
+  /// teacher's place is the log of what is left of each token: 0, and -inf of a listed one.
   template <class Row>
-  bool take_stored_tile(Row x, int64_t start) {
+  bool take_without_listed(Row x, int64_t start) {
+    S* left = tile.teacher;
+    const auto for_each_listed = [&](auto f) {
+      const int64_t* begin = taken->tile_begin + start / kTile;
+      for (int64_t e = begin[0]; e < begin[1]; ++e) f(e, taken->ids[e] - start);
+    };
+    for_each_listed([&](int64_t e, int64_t i) {
+      const int64_t lane = i % A::kWidth;
+      S lanes[A::kWidth];
+      store(lanes, x(start + i - lane));
+      taken->x[e] = lanes[lane];
+      left[i] = static_cast<S>(-__builtin_inf());
+    });
+    const bool is_done =
+        take_elements(start, [=](int64_t i) { return x(start + i) + A::load_from(left + i); });
+    for_each_listed([&](int64_t, int64_t i) { left[i] = S(0); });
+    return is_done;
+  }
+
+  /// Takes a whole tile of x(i) from the level so far; false where it has to be raised.
+  template <class X>
+  bool take_elements(int64_t start, X x) {
     if (soft.max == -__builtin_inf()) return false;
     S* to = kept.empty() ? tile.student : kept.student + start;
     const V level(soft.max);
     V sum(0.0), highest(-__builtin_inf());
     for_each_vector<S>(kTile, [&](int64_t i) {
-      const V from = x(start + i) - level, e = exp(from);
+      const V from = x(i) - level, e = exp(from);
       highest = max(highest, from);
       store(to + i, e);
       sum = sum + e;

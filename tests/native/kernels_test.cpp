@@ -17,5 +17,11 @@ int main() {
   nothing.vocab = 5;
   run(nothing, 0, 2);
   check_all({1, 2, 19, 2085}, backends);
+  // A list's tiles straight from memory: with many listed tokens each, and with few or none.
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64}) {
+    for (const int64_t k : {522, 3}) {
+      check_everything({dtype, 2085, k, Tail::kBucket, true}, backends);
+    }
+  }
   return conclude(backends);
 }
