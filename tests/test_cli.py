@@ -95,7 +95,7 @@ def test_each_epoch_visits_each_block_once_in_an_order_of_its_own() -> None:
 def test_held_out_blocks_are_spread_and_not_trained_on(tiny_teacher: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
     content = "".join(f"{number:04d}" for number in range(500))
-    split = corpus.tokenize(corpus.Text("numbers", content), tokenizer, 4)
+    split = corpus.tokenize(corpus.SourceText("numbers", content), tokenizer, 4)
     train, held_out = (
         [int(tokenizer.decode(ids)) for ids in part] for part in (split.train, split.held_out)
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,11 @@ from torch import Tensor
 pytest.importorskip("typer", reason="needs fastdistill[distill]")
 pytest.importorskip("transformers", reason="needs fastdistill[distill]")
 
-from cli_commands import fail, invoke, quick_study, report, succeed
+from cli_commands import fail, quick_study
 from rich.console import Console
+from studies import arguments_of, assert_goes_on_to, found_by, interrupted, stopped
 
-from fastdistill.cli import checkpoint, models, training
+from fastdistill.cli import models
 from fastdistill.cli.recipes import draft, draft_tables
 from fastdistill.cli.recipes.draft_losses import LOSSES
 from fastdistill.cli.recipes.speculative import speculate
@@ -177,9 +176,7 @@ def test_decoding_is_greedy_and_sampled(setup: draft._Setup) -> None:
 
 @pytest.fixture(scope="module")
 def study(tiny_teacher: Path) -> list[str]:
-    """The arguments of a study that takes seconds, where ``quick`` is :func:`tiny`."""
-    arguments = ["distill", "--recipe", "draft", "--quick", "--teacher", str(tiny_teacher)]
-    return [*arguments, "--dtype", "float32"]
+    return arguments_of("draft", tiny_teacher)
 
 
 @pytest.fixture(autouse=True)
@@ -190,18 +187,9 @@ def _tiny_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def found(study: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The report of that study when nothing interrupts it."""
-    output = tmp_path_factory.mktemp("found") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(draft, "quick", tiny)
-        succeed(*study, "--output", output)
-    assert [path.name for path in output.iterdir()] == ["report.json"]
-    return report(output)
-
-
-def without_times(found: Any) -> Any:
-    if isinstance(found, dict):
-        return {name: without_times(value) for name, value in found.items() if "second" not in name}
-    return [without_times(value) for value in found] if isinstance(found, list) else found
+        return found_by(study, tmp_path_factory.mktemp("found") / "run")
 
 
 def test_report(found: dict[str, Any]) -> None:
@@ -232,7 +220,7 @@ def test_report(found: dict[str, Any]) -> None:
 
 
 def test_table_has_what_the_report_has(found: dict[str, Any]) -> None:
-    lines = draft.markdown(found).splitlines()
+    lines = draft_tables.markdown(found).splitlines()
     rows = [line for line in lines if line.count("|") == 11][2:]
     assert len(rows) == len(found["drafts"])
     for each, row in zip(found["drafts"], rows, strict=True):
@@ -292,20 +280,6 @@ def test_a_draft_pays_off_where_the_teacher_was_never_as_fast() -> None:
     assert " does not pay off " in draft_tables.sentences(made_up(speed=20.35))[-1]
 
 
-def interrupting(trained: int, at_step: int) -> Callable[[training.Training], float]:
-    """A ``Training.step`` that is interrupted in the draft after ``trained`` others."""
-    whole, begun = training.Training.step, []
-
-    def step(run: training.Training) -> float:
-        if run not in begun:
-            begun.append(run)
-        if len(begun) == trained + 1 and len(run.losses) == at_step:
-            signal.raise_signal(signal.SIGINT)
-        return whole(run)
-
-    return step
-
-
 @pytest.mark.parametrize(("trained", "at_step"), [(0, 2), (2, 1), (3, 3)])
 def test_interrupted_study_finds_the_same(
     trained: int,
@@ -313,18 +287,10 @@ def test_interrupted_study_finds_the_same(
     study: list[str],
     tmp_path: Path,
     found: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    arguments = [*study, "--output", str(tmp_path / "run")]
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "step", interrupting(trained, at_step))
-        result = invoke(*arguments)
-    assert result.exit_code == 130, result.output
-    saved = checkpoint.open_run(tmp_path / "run", resume=True)
-    assert saved is not None
+    saved = interrupted(study, tmp_path / "run", trained, at_step)
     assert len(saved["training"]["state"]["losses"]) == at_step + 1
-    succeed(*arguments, "--resume")
-    assert without_times(report(tmp_path / "run")) == without_times(found)
+    assert_goes_on_to(found, study, tmp_path / "run")
 
 
 def test_study_interrupted_in_decoding_finds_the_same(
@@ -338,12 +304,10 @@ def test_study_interrupted_in_decoding_finds_the_same(
             raise KeyboardInterrupt
         return whole(*arguments, **options)
 
-    arguments = [*study, "--output", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
         patch.setattr(draft, "decode_alone", decode_alone)
-        assert invoke(*arguments).exit_code == 130
-    succeed(*arguments, "--resume")
-    assert without_times(report(tmp_path / "run")) == without_times(found)
+        stopped(study, tmp_path / "run")
+    assert_goes_on_to(found, study, tmp_path / "run")
 
 
 def test_draft_as_deep_as_its_teacher_is_an_error(

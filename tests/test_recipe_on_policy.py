@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,13 +14,13 @@ from torch import Tensor
 pytest.importorskip("typer", reason="needs fastdistill[distill]")
 pytest.importorskip("transformers", reason="needs fastdistill[distill]")
 
-from cli_commands import fail, invoke, quick_study, report, succeed
+from cli_commands import fail, quick_study
 from rich.console import Console
+from studies import arguments_of, assert_goes_on_to, found_by, interrupted, stopped
 from transformers import LlamaForCausalLM
 
 from fastdistill import reference
-from fastdistill.cli import checkpoint, training
-from fastdistill.cli.recipes import on_policy
+from fastdistill.cli.recipes import on_policy, on_policy_tables
 from fastdistill.cli.recipes.study import Study
 from fastdistill.cli.recipes.text import Text, sample
 
@@ -221,9 +219,7 @@ def test_only_the_layers_are_trained(students: on_policy._Students) -> None:
 
 @pytest.fixture(scope="module")
 def study(tiny_teacher: Path) -> list[str]:
-    """The arguments of a study that takes seconds, where ``quick`` is :func:`tiny`."""
-    arguments = ["distill", "--recipe", "on-policy", "--quick", "--teacher", str(tiny_teacher)]
-    return [*arguments, "--dtype", "float32"]
+    return arguments_of("on-policy", tiny_teacher)
 
 
 @pytest.fixture(autouse=True)
@@ -234,18 +230,9 @@ def _tiny_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def found(study: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The report of that study when nothing interrupts it."""
-    output = tmp_path_factory.mktemp("found") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(on_policy, "quick", tiny)
-        succeed(*study, "--output", output)
-    assert [path.name for path in output.iterdir()] == ["report.json"]
-    return report(output)
-
-
-def without_times(found: Any) -> Any:
-    if isinstance(found, dict):
-        return {name: without_times(value) for name, value in found.items() if name != "seconds"}
-    return [without_times(value) for value in found] if isinstance(found, list) else found
+        return found_by(study, tmp_path_factory.mktemp("found") / "run")
 
 
 def test_report(found: dict[str, Any]) -> None:
@@ -269,12 +256,12 @@ def test_report(found: dict[str, Any]) -> None:
 
 
 def test_tables(found: dict[str, Any]) -> None:
-    tables = [table.splitlines() for table in on_policy.markdown(found).split("\n\n")]
-    for lines, last in zip(tables, ((), (on_policy.TEACHER,)), strict=True):
+    tables = [table.splitlines() for table in on_policy_tables.markdown(found).split("\n\n")]
+    for lines, last in zip(tables, ((), (on_policy_tables.TEACHER,)), strict=True):
         assert len({line.count("|") for line in lines}) == 1
         labels = [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]]
         ways = [f"{divergence} on text of the {writer}" for writer, divergence in WAYS]
-        assert labels == [on_policy.NOT_DISTILLED, on_policy.WARM_UP, *ways, *last]
+        assert labels == [on_policy_tables.NOT_DISTILLED, on_policy_tables.WARM_UP, *ways, *last]
     kls, texts = (lines[4 : 4 + len(WAYS)] for lines in tables)
     for way, kl, text in zip(found["ways"], kls, texts, strict=True):
         own = way["held_out"]["student"]
@@ -288,40 +275,19 @@ def test_tables(found: dict[str, Any]) -> None:
 TRAININGS = ("warm-up", *(f"{divergence} on text of the {writer}" for writer, divergence in WAYS))
 
 
-def interrupting(name: str, at_step: int) -> Callable[[training.Training], float]:
-    """A ``Training.step`` that is interrupted in the training ``name``."""
-    whole, begun = training.Training.step, []
-
-    def step(run: training.Training) -> float:
-        if run not in begun:
-            begun.append(run)
-        if begun.index(run) == TRAININGS.index(name) and len(run.losses) == at_step:
-            signal.raise_signal(signal.SIGINT)
-        return whole(run)
-
-    return step
-
-
 @pytest.mark.parametrize("name", TRAININGS)
 def test_interrupted_study_finds_the_same(
     name: str,
     study: list[str],
     tmp_path: Path,
     found: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    arguments = [*study, "--output", str(tmp_path / "run")]
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "step", interrupting(name, at_step=1))
-        result = invoke(*arguments)
-    assert result.exit_code == 130, result.output
-    saved = checkpoint.open_run(tmp_path / "run", resume=True)
-    assert saved is not None
+    before = TRAININGS[: TRAININGS.index(name)]
+    saved = interrupted(study, tmp_path / "run", trained=len(before), at_step=1)
     assert saved["training"]["name"] == name
     assert len(saved["training"]["state"]["losses"]) == 2
-    assert set(saved["found"]) & set(TRAININGS) == set(TRAININGS[: TRAININGS.index(name)])
-    succeed(*arguments, "--resume")
-    assert without_times(report(tmp_path / "run")) == without_times(found)
+    assert set(saved["found"]) & set(TRAININGS) == set(before)
+    assert_goes_on_to(found, study, tmp_path / "run")
 
 
 def test_study_interrupted_while_the_teacher_samples_finds_the_same(
@@ -334,21 +300,15 @@ def test_study_interrupted_while_the_teacher_samples_finds_the_same(
             raise KeyboardInterrupt
         return whole(prompted, blocks, seed)
 
-    arguments = [*study, "--output", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
         patch.setattr(on_policy.Prompted, "_by_teacher", by_teacher)
-        assert invoke(*arguments).exit_code == 130
-    succeed(*arguments, "--resume")
-    assert without_times(report(tmp_path / "run")) == without_times(found)
+        stopped(study, tmp_path / "run")
+    assert_goes_on_to(found, study, tmp_path / "run")
 
 
-def test_resume_in_another_dtype_is_an_error(
-    study: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_in_another_dtype_is_an_error(study: list[str], tmp_path: Path) -> None:
+    interrupted(study, tmp_path / "run", trained=0, at_step=1)
     arguments = [*study, "--output", str(tmp_path / "run")]
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "step", interrupting("warm-up", at_step=1))
-        assert invoke(*arguments).exit_code == 130
     message = fail(*arguments, "--resume", "--dtype", "bfloat16")
     assert "--dtype is bfloat16 here but float32 in the checkpoint" in message
     full = [argument for argument in arguments if argument != "--quick"]

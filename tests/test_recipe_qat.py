@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,14 @@ pytest.importorskip("typer", reason="needs fastdistill[distill]")
 pytest.importorskip("transformers", reason="needs fastdistill[distill]")
 pytest.importorskip("torchao", reason="needs fastdistill[qat]")
 
-from cli_commands import fail, invoke, quick_study, report, succeed
+from cli_commands import fail, quick_study
 from rich.console import Console
+from studies import arguments_of, assert_goes_on_to, found_by, interrupted, stopped
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fastdistill.cli import checkpoint, models, training
+from fastdistill.cli import models, training
 from fastdistill.cli.corpus import read_text, tokenize
-from fastdistill.cli.recipes import qat, quantise, small_kl
+from fastdistill.cli.recipes import qat, qat_tables, quantise, small_kl
 from fastdistill.cli.recipes.study import Study
 
 pytest_plugins = ["cli_runs"]
@@ -202,17 +201,7 @@ def tiny(teacher: str, dtype: str) -> qat.Settings:
 
 @pytest.fixture(scope="module")
 def study(tiny_teacher: Path) -> list[str]:
-    """The arguments of a study that takes seconds, where ``quick`` is :func:`tiny`."""
-    return [
-        "distill",
-        "--recipe",
-        "qat",
-        "--quick",
-        "--teacher",
-        str(tiny_teacher),
-        "--dtype",
-        "float32",
-    ]
+    return arguments_of("qat", tiny_teacher)
 
 
 @pytest.fixture(autouse=True)
@@ -224,18 +213,9 @@ def _tiny_settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 @pytest.fixture(scope="module")
 def found(study: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The report of that study when nothing interrupts it."""
-    output = tmp_path_factory.mktemp("found") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qat, "quick", tiny)
-        succeed(*study, "--output", output)
-    assert [path.name for path in output.iterdir()] == ["report.json"]
-    return report(output)
-
-
-def without_times(found: Any) -> Any:
-    if isinstance(found, dict):
-        return {k: without_times(v) for k, v in found.items() if "seconds" not in k}
-    return found
+        return found_by(study, tmp_path_factory.mktemp("found") / "run")
 
 
 def test_report(found: dict[str, Any]) -> None:
@@ -302,31 +282,17 @@ def test_each_step_has_its_own_blocks(tiny_teacher: Path, tmp_path: Path) -> Non
 
 
 def test_tables(found: dict[str, Any]) -> None:
-    *lines, note = qat.markdown(found).splitlines()
+    *lines, note = qat_tables.markdown(found).splitlines()
     assert all(line == "" or line.startswith("| ") for line in lines)
     assert "changes the KL by 0." in note
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in lines}
-    for name, label in qat.STUDENTS.items():
+    for name, label in qat_tables.STUDENTS.items():
         assert f"| {found['students'][name]['forward_kl']:.4f} |" in rows[label]
     row = found["students"]["distilled"]["small_kl"][1]
     assert f"| {row['bfloat16_reference']:.2e} |" in rows["0.1"]
     assert f"| {row['rounded_logits']:.2e} |" in rows["0.1"]
     error = row["bfloat16"] / row["bfloat16_reference"] - 1
     assert f"| {100 * error:+.4f}% |" in rows["0.1"]
-
-
-def interrupting(name: str, at_step: int) -> Callable[[training.Training], float]:
-    """A ``Training.step`` that is interrupted once, in the training ``name``."""
-    whole, begun = training.Training.step, []
-
-    def step(run: training.Training) -> float:
-        if run not in begun:
-            begun.append(run)
-        if begun.index(run) == TRAINED.index(name) and len(run.losses) == at_step:
-            signal.raise_signal(signal.SIGINT)
-        return whole(run)
-
-    return step
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -337,23 +303,16 @@ def test_interrupted_study_finds_the_same(
     found: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    arguments = [*study, "--output", str(tmp_path / "run")]
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "step", interrupting(name, at_step=1))
-        result = invoke(*arguments)
-    assert result.exit_code == 130, result.output
-    saved = checkpoint.open_run(tmp_path / "run", resume=True)
-    assert saved is not None
+    before = TRAINED[: TRAINED.index(name)]
+    saved = interrupted(study, tmp_path / "run", trained=len(before), at_step=1)
     assert saved["training"]["name"] == name
     assert len(saved["training"]["state"]["losses"]) == 2
-    assert set(saved["found"]) & set(TRAINED) == set(TRAINED[: TRAINED.index(name)])
-    taken = []
+    assert set(saved["found"]) & set(TRAINED) == set(before)
+    taken, whole = [], training.Training.step
     with monkeypatch.context() as patch:
-        whole = training.Training.step
         patch.setattr(training.Training, "step", lambda run: taken.append(run) or whole(run))
-        succeed(*arguments, "--resume")
+        assert_goes_on_to(found, study, tmp_path / "run")
     assert len(taken) == 2 + 4 * (name == "hard_labels")
-    assert without_times(report(tmp_path / "run")) == without_times(found)
 
 
 def test_study_killed_while_a_student_is_judged_finds_the_same(
@@ -362,16 +321,12 @@ def test_study_killed_while_a_student_is_judged_finds_the_same(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    arguments = [*study, "--output", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
         patch.setattr(qat, "small_kls", killed)
-        assert invoke(*arguments).exit_code == 130
-    saved = checkpoint.open_run(tmp_path / "run", resume=True)
-    assert saved is not None
+        saved = stopped(study, tmp_path / "run")
     assert set(saved["found"]) & set(TRAINED) == {"hard_labels"}
     assert "training" not in saved  # what it found is enough
-    succeed(*arguments, "--resume")
-    assert without_times(report(tmp_path / "run")) == without_times(found)
+    assert_goes_on_to(found, study, tmp_path / "run")
 
 
 # ---- on a real model -----------------------------------------------------------------------------

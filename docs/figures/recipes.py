@@ -39,8 +39,8 @@ def reports(results: Path) -> Iterator[tuple[str, Report]]:
 
 def block(recipe: str, report: Report) -> str:
     """What the page says of a recipe's results."""
-    module = importlib.import_module(f"fastdistill.cli.recipes.{recipe}")
-    lines = [module.markdown(report), "", source(recipe, report)]
+    tables = importlib.import_module(f"fastdistill.cli.recipes.{recipe}_tables")
+    lines = [tables.markdown(report), "", source(recipe, report)]
     if recipe == "draft":
         lines = [f"![{ALTERNATIVE}](figures/{PICTURE.name})", "", *lines]
     return "\n".join(lines)

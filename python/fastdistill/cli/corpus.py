@@ -24,7 +24,7 @@ NO_LABEL = -100
 
 
 @dataclass(frozen=True)
-class Text:
+class SourceText:
     """Raw text and the name of its source, which includes a digest of the content."""
 
     name: str
@@ -62,7 +62,7 @@ def blocks_of_step(blocks: int, seed: int, step: int, size: int) -> Tensor:
     return torch.tensor(chosen)
 
 
-def read_text(files: Sequence[Path]) -> Text:
+def read_text(files: Sequence[Path]) -> SourceText:
     """Read ``files`` as UTF-8; without any, the documentation that ships with Python."""
     if files:
         name = ", ".join(map(str, files))
@@ -72,7 +72,7 @@ def read_text(files: Sequence[Path]) -> Text:
 
         name, content = "pydoc_data.topics", "\n\n".join(topics.values())
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-    return Text(f"{name} (sha256 {digest})", content)
+    return SourceText(f"{name} (sha256 {digest})", content)
 
 
 def _read(file: Path) -> str:
@@ -84,7 +84,7 @@ def _read(file: Path) -> str:
         raise UserError(f"--text: cannot read {file}: {error.strerror}") from None
 
 
-def tokenize(text: Text, tokenizer: PreTrainedTokenizerBase, block: int) -> Corpus:
+def tokenize(text: SourceText, tokenizer: PreTrainedTokenizerBase, block: int) -> Corpus:
     """Cut ``text`` into blocks of ``block`` tokens and hold an evenly spaced few of them out."""
     encoded = tokenizer(text.content, add_special_tokens=False, verbose=False)
     ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from . import checkpoint
 from .config import RunConfig, check_same_run, parse_layers
-from .corpus import Text, tokenize
+from .corpus import SourceText, tokenize
 from .errors import UserError
 from .evaluation import Quality, evaluate
 from .models import load_teacher, prune_depth, save_student
@@ -27,7 +27,7 @@ class Job:
     """A configuration, and what does not change its result: where it is kept and how often."""
 
     config: RunConfig
-    text: Text
+    text: SourceText
     teacher: Path | None
     output: Path
     resume: bool

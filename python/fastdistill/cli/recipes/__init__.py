@@ -4,9 +4,9 @@
 * ``on-policy``: the student samples, the teacher scores
 * ``qat``: an int4 student, distilled from its own original
 
-A recipe is a module with ``Settings``, ``quick`` (those of a short run), ``run(study)`` and
-``show(report, console)``. What takes time to find goes through a :class:`~.study.Study`, which
-keeps it in a checkpoint.
+A recipe is a module with ``Settings``, ``quick`` (those of a short run) and ``run(study)``, and one
+of tables, with ``show(report, console)`` and ``markdown(report)``. What takes time to find goes
+through a :class:`~.study.Study`, which keeps it in a checkpoint.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ def run_recipe(
     resume: bool = False,
 ) -> dict[str, Any]:
     """Run a recipe, print its tables, and return what ``report.json`` in ``output`` then holds."""
-    module = importlib.import_module(f".{recipe.replace('-', '_')}", __name__)
+    path = f".{recipe.replace('-', '_')}"
+    module = importlib.import_module(path, __name__)
     check_packages(teacher, module.Settings.packages)
     name = str(teacher or "SmolLM2-135M-Instruct")
     settings = module.quick(name, dtype) if quick else module.Settings(name, dtype)
     study = Study(settings, teacher, output, console, resume=resume)
     report = study.finish(module.run(study))
-    module.show(report, console)
+    importlib.import_module(f"{path}_tables", __name__).show(report, console)
     return report

@@ -14,14 +14,13 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from ..corpus import blocks_of_step, read_text, tokenize
 from ..errors import UserError
 from ..models import prune_depth
 from ..training import Training
-from . import draft_tables, settings
+from . import settings
 from .draft_losses import LOSSES
 from .speculative import decode_alone, in_dtype, speculate
 from .study import Study
@@ -239,13 +238,3 @@ class _Setup:
                 seed=chosen.seed,
             )
         return found
-
-
-def show(report: dict[str, Any], console: Console) -> None:
-    """Print the results."""
-    draft_tables.show(report, console)
-
-
-def markdown(report: dict[str, Any]) -> str:
-    """The results as tables and what follows from them."""
-    return draft_tables.markdown(report)

@@ -8,7 +8,6 @@ of a step continue the same prompts. What becomes of it is judged on held-out te
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,15 +15,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from ..models import prune_depth
 from ..training import Training
 from . import settings
 from .prompted import OTHERS, Prompted
+from .ratio import ratio
 from .study import Study
-from .tables import Table, print_tables
 from .text import ScoredText, Text, score
 
 if TYPE_CHECKING:
@@ -100,7 +98,7 @@ def run(study: Study) -> dict[str, Any]:
     start = study.once("start", lambda: students.judged(students.cut_out(warm)))
     ways = []
     for writer, divergence in students.settings.ways:
-        name = _name(writer, divergence)
+        name = name_of(writer, divergence)
         ways.append(study.once(name, partial(students.gone_on, warm, name, writer, divergence)))
     return {
         "text": students.prompted.source,
@@ -236,7 +234,7 @@ class _Accounted(Training):
         vars(self._account).update(state["account"])
 
 
-def _name(writer: str, divergence: str) -> str:
+def name_of(writer: str, divergence: str) -> str:
     """Of a way, in checkpoints, progress bars and tables."""
     return f"{divergence} on text of the {writer}"
 
@@ -250,95 +248,12 @@ def _kept(depth: int, share: float) -> list[int]:
 
 @torch.no_grad()
 def _quality(student: LlamaForCausalLM, scored: ScoredText, dtype: torch.dtype) -> dict[str, float]:
-    """METRICS, and the standard error of the reverse KL: the tokens of a block are correlated."""
+    """METRICS, and the standard error of the reverse KL."""
     reverse_kl, metrics = scored.loss(
         student, dtype, divergence="reverse_kl", reduction="none", return_metrics=True
     )
-    counted = scored.text.counted.sum(1)
-    mean = metrics.reverse_kl
-    residuals = reverse_kl.double().sum(1) - mean * counted
-    blocks = len(counted)
-    variance = (residuals**2).sum() * blocks / max(blocks - 1, 1)
+    _, error = ratio(reverse_kl.double().sum(1), scored.text.counted.sum(1))
     return {
         **{name: getattr(metrics, name).item() for name in METRICS},
-        "reverse_kl_error": math.sqrt(variance.item()) / int(counted.sum()),
+        "reverse_kl_error": error,
     }
-
-
-# ---- tables --------------------------------------------------------------------------------------
-
-KL_COLUMNS = (
-    "student",
-    "KL(teacher ∥ student), corpus",
-    "the same, teacher's text",
-    "KL(student ∥ teacher), own text",
-    "1 - TVD, own text",
-)
-TEXT_COLUMNS = (
-    "student",
-    "entropy, own text",
-    "-log p of the teacher, own text",
-    "tokens trained on",
-    "seconds sampling",
-    "scoring",
-    "training",
-)
-NOT_DISTILLED, WARM_UP, TEACHER = "not distilled", "warm-up alone", "the teacher itself"
-
-
-def show(report: dict[str, Any], console: Console) -> None:
-    """Print the results."""
-    print_tables(_tables(report), console)
-
-
-def markdown(report: dict[str, Any]) -> str:
-    """The results as two tables."""
-    return "\n\n".join(table.markdown() for table in _tables(report))
-
-
-def _tables(report: dict[str, Any]) -> tuple[Table, Table]:
-    return (
-        Table("held-out text; nats per token", KL_COLUMNS, _kl_rows(report)),
-        Table("text and cost; nats per token", TEXT_COLUMNS, _text_rows(report)),
-    )
-
-
-def _students(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The label of each student, and what was found of it."""
-    return [
-        (NOT_DISTILLED, report["undistilled"]),
-        (WARM_UP, report["start"]),
-        *((_name(way["writer"], way["divergence"]), way) for way in report["ways"]),
-    ]
-
-
-def _kl_rows(report: dict[str, Any]) -> list[list[str]]:
-    rows = []
-    for label, found in _students(report):
-        corpus, teacher, own = (found["held_out"][writer] for writer in (*OTHERS, "student"))
-        rows.append(
-            [
-                label,
-                f"{corpus['forward_kl']:.3f}",
-                f"{teacher['forward_kl']:.3f}",
-                f"{own['reverse_kl']:.3f} ± {own['reverse_kl_error']:.3f}",
-                f"{own['acceptance_rate']:.3f}",
-            ]
-        )
-    return rows
-
-
-def _text_rows(report: dict[str, Any]) -> list[list[str]]:
-    rows = []
-    for label, found in _students(report):
-        own = found["held_out"]["student"]
-        # Of the token that follows, whichever the student may sample: a cross entropy.
-        surprise = own["student_entropy"] + own["reverse_kl"]
-        cost = (
-            [str(found["tokens"]), *(f"{spent:.0f}" for spent in found["seconds"].values())]
-            if "tokens" in found
-            else [""] * 4
-        )
-        rows.append([label, f"{own['student_entropy']:.3f}", f"{surprise:.3f}", *cost])
-    entropy = f"{report['start']['held_out']['teacher']['teacher_entropy']:.3f}"
-    return [*rows, [TEACHER, entropy, entropy, *[""] * 4]]

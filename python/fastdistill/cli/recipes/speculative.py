@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..models import unstrided_head_inputs
+from .ratio import ratio
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, LlamaForCausalLM
@@ -99,16 +99,9 @@ def decode_alone(
 
 
 def accepted_share(accepted: Sequence[int], rejected: Sequence[int]) -> tuple[float, float]:
-    """accepted / (accepted + rejected), of the sums over prompts, and its standard error.
-
-    The error is seen in how much the prompts differ, since the tokens of one are correlated.
-    """
-    part = torch.tensor(accepted, dtype=torch.float64)
-    whole = part + torch.tensor(rejected)
-    share = part.sum() / whole.sum()
-    residuals = part - share * whole
-    variance = (residuals**2).sum() * len(part) / (len(part) - 1)
-    return share.item(), math.sqrt(variance.item()) / whole.sum().item()
+    """accepted / (accepted + rejected), of the sums over prompts, and its standard error."""
+    part = torch.tensor(accepted)
+    return ratio(part, part + torch.tensor(rejected))
 
 
 def in_dtype(model: LlamaForCausalLM, dtype: torch.dtype) -> LlamaForCausalLM:
