@@ -26,7 +26,7 @@ def found_by(study: list[str], output: Path) -> dict[str, Any]:
     return report(output)
 
 
-def interrupting(trained: int, at_step: int) -> Callable[[training.Training], float]:
+def _interrupting(trained: int, at_step: int) -> Callable[[training.Training], float]:
     """A ``Training.step`` that is interrupted in the training after ``trained`` others."""
     whole, begun = training.Training.step, []
 
@@ -43,7 +43,7 @@ def interrupting(trained: int, at_step: int) -> Callable[[training.Training], fl
 def interrupted(study: list[str], output: Path, trained: int, at_step: int) -> dict[str, Any]:
     """What is saved of a study that is interrupted in the training after ``trained`` others."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.Training, "step", interrupting(trained, at_step))
+        patch.setattr(training.Training, "step", _interrupting(trained, at_step))
         return stopped(study, output)
 
 

@@ -229,17 +229,15 @@ void spread_gradient(const Row<S>& row, bool has_tail, Tile<S>& tile) {
       const auto of_kept = [&](int64_t i) { return tail * A::load_from(kept.student + start + i); };
       if (!needs_logits) {  // nothing is to be added
         store_row_elements<S>(problem, row.index, start, n, of_kept);
-        for (int64_t e = listed.tile_begin[j]; e < listed.tile_begin[j + 1]; ++e) {
+        listed.for_each_in(j, [&](int64_t e, int64_t i) {
           const auto own = [&](int64_t) { return V(static_cast<double>(listed.gradient[e])); };
-          store_row_elements<S>(problem, row.index, listed.ids[e], 1, own);
-        }
+          store_row_elements<S>(problem, row.index, start + i, 1, own);
+        });
         continue;
       }
       for_each_vector<S>(n, [&](int64_t i) { store(tile.gradient + i, of_kept(i)); });
     }
-    for (int64_t e = listed.tile_begin[j]; e < listed.tile_begin[j + 1]; ++e) {
-      tile.gradient[listed.ids[e] - start] = listed.gradient[e];
-    }
+    listed.for_each_in(j, [&](int64_t e, int64_t i) { tile.gradient[i] = listed.gradient[e]; });
     finish_tile(row, start, n, tile);
   }
 }

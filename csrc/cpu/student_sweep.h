@@ -49,7 +49,7 @@ struct StudentSweep {
     const int64_t size = problem.vocab / kTile * kTile;
     const bool done =
         !with_hard && visit_scaled<S>(problem.student, problem.temperature, index, [&](auto x) {
-          memset(tile.teacher, 0, sizeof tile.teacher);
+          if (taken != nullptr) memset(tile.teacher, 0, sizeof tile.teacher);
           for (int64_t start = 0; start < size; start += kTile) {
             const bool takes_out = taken != nullptr && taken->any_in(start / kTile);
             const bool is_done =
@@ -66,11 +66,7 @@ struct StudentSweep {
   template <class Row>
   bool take_without_listed(Row x, int64_t start) {
     S* left = tile.teacher;
-    const auto for_each_listed = [&](auto f) {
-      const int64_t* begin = taken->tile_begin + start / kTile;
-      for (int64_t e = begin[0]; e < begin[1]; ++e) f(e, taken->ids[e] - start);
-    };
-    for_each_listed([&](int64_t e, int64_t i) {
+    taken->for_each_in(start / kTile, [&](int64_t e, int64_t i) {
       const int64_t lane = i % A::kWidth;
       S lanes[A::kWidth];
       store(lanes, x(start + i - lane));
@@ -79,7 +75,7 @@ struct StudentSweep {
     });
     const bool is_done =
         take_elements(start, [=](int64_t i) { return x(start + i) + A::load_from(left + i); });
-    for_each_listed([&](int64_t, int64_t i) { left[i] = S(0); });
+    taken->for_each_in(start / kTile, [&](int64_t, int64_t i) { left[i] = S(0); });
     return is_done;
   }
 

@@ -23,6 +23,12 @@ struct Listed {
   double log_p_unlisted;  // of each unlisted token (kZero, kUniform)
 
   bool any_in(int64_t tile) const { return tile_begin[tile] < tile_begin[tile + 1]; }
+
+  /// Calls f(entry, place in the tile) for each entry of a tile.
+  template <class F>
+  FD_INLINE void for_each_in(int64_t tile, F f) const {
+    for (int64_t e = tile_begin[tile]; e < tile_begin[tile + 1]; ++e) f(e, ids[e] - tile * kTile);
+  }
 };
 
 /// Collects the slots of `row` by a counting sort over tiles.
@@ -58,10 +64,8 @@ void make_teacher_tile(const Listed<S>& listed, int64_t start, int64_t n, Tile<S
   for (int64_t i = n; i < round_up_to_vector<S>(n); ++i) {
     tile.teacher[i] = static_cast<S>(-__builtin_inf());
   }
-  const int64_t j = start / kTile;
-  for (int64_t e = listed.tile_begin[j]; e < listed.tile_begin[j + 1]; ++e) {
-    tile.teacher[listed.ids[e] - start] = listed.log_p[e];
-  }
+  listed.for_each_in(start / kTile,
+                     [&](int64_t e, int64_t i) { tile.teacher[i] = listed.log_p[e]; });
 }
 
 /// Moves the listed tokens of a student tile into listed.x; returns the maximum of the rest.
@@ -70,12 +74,11 @@ double take_listed(const Listed<S>& listed, int64_t start, int64_t n, double til
                    Tile<S>& tile) {
   using A = Arithmetic<S>;
   using V = typename A::Value;
-  const int64_t j = start / kTile;
-  if (!listed.any_in(j)) return tile_max;
-  for (int64_t e = listed.tile_begin[j]; e < listed.tile_begin[j + 1]; ++e) {
-    listed.x[e] = tile.student[listed.ids[e] - start];
-    tile.student[listed.ids[e] - start] = static_cast<S>(-__builtin_inf());
-  }
+  if (!listed.any_in(start / kTile)) return tile_max;
+  listed.for_each_in(start / kTile, [&](int64_t e, int64_t i) {
+    listed.x[e] = tile.student[i];
+    tile.student[i] = static_cast<S>(-__builtin_inf());
+  });
   V largest(-__builtin_inf());
   for_each_vector<S>(n, [&](int64_t i) { largest = max(largest, A::load_from(tile.student + i)); });
   return max_lanes(largest);

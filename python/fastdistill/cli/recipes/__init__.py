@@ -36,10 +36,11 @@ def run_recipe(
     """Run a recipe, print its tables, and return what ``report.json`` in ``output`` then holds."""
     path = f".{recipe.replace('-', '_')}"
     module = importlib.import_module(path, __name__)
+    tables = importlib.import_module(f"{path}_tables", __name__)
     check_packages(teacher, module.Settings.packages)
     name = str(teacher or "SmolLM2-135M-Instruct")
     settings = module.quick(name, dtype) if quick else module.Settings(name, dtype)
     study = Study(settings, teacher, output, console, resume=resume)
     report = study.finish(module.run(study))
-    importlib.import_module(f"{path}_tables", __name__).show(report, console)
+    tables.show(report, console)
     return report
